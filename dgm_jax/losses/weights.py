@@ -1,0 +1,46 @@
+"""Weights of the squared x_0 error, each a plain function (process, t, ...) -> weight, to be bound with `partial`.
+
+    weight = partial(min_snr, process, gamma=5.0)
+    diffusion_loss(denoise, process, x_0, key, weight=weight)
+
+The error |D - x_0|^2 is a mean over the event, so weights that a paper applies to a sum differ by the dimension.
+"""
+
+import jax.numpy as jnp
+
+from dgm_jax.parameterizations.predictions import error_ratio
+from dgm_jax.processes.gaussian import GaussianProcess
+from dgm_jax.typing import PerExample
+
+
+def simple(process: GaussianProcess, t: PerExample) -> PerExample:
+    """alpha^2/sigma^2: squared error of the noise estimate, DDPM's L_simple (arXiv:2006.11239, eq. 14)."""
+    return error_ratio(process, t, "noise")
+
+
+def ncsn(process: GaussianProcess, t: PerExample) -> PerExample:
+    """lambda(sigma) = sigma^2 times the squared score error (Song & Ermon 2019, arXiv:1907.05600, eq. 5 and 6).
+
+    Without the paper's factor 1/2 this is L_simple in other words.
+    """
+    return process.variance(t) * error_ratio(process, t, "score")
+
+
+def likelihood(process: GaussianProcess, t: PerExample, *, event_size: int) -> PerExample:
+    """g^2/2 times the squared score error summed over the event: 1/2 g^2 alpha^2/sigma^4 dim, in nats per unit of t.
+
+    With times uniform on (t_min, t_max), the mean loss times (t_max - t_min) is the integral of the bound.
+    Reference: Song, Durkan et al. 2021, arXiv:2101.09258, theorem 1.
+    """
+    return event_size * process.diffusion(t) ** 2 / 2 * error_ratio(process, t, "score")
+
+
+def edm(process: GaussianProcess, t: PerExample, *, sigma_data: float) -> PerExample:
+    """(r^2 + sigma_data^2)/(r sigma_data)^2, r = sigma/alpha (Karras et al. 2022, arXiv:2206.00364, table 1)."""
+    ratio = process.noise_ratio(t)
+    return (ratio**2 + sigma_data**2) / (ratio * sigma_data) ** 2
+
+
+def min_snr(process: GaussianProcess, t: PerExample, *, gamma: float) -> PerExample:
+    """min(alpha^2/sigma^2, gamma); the paper takes gamma = 5 (Hang et al. 2023, arXiv:2303.09556, section 3.4)."""
+    return jnp.minimum(error_ratio(process, t, "noise"), gamma)

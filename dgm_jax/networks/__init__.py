@@ -1,0 +1,38 @@
+"""Flax Linen networks, called as `net.apply(params, x_t, t, labels=None, *, train=False, rngs={"dropout": key})`.
+
+`functools.partial(net.apply, params)` is then a `network(x_t, t)` for `as_denoiser`. Nothing outside this package
+needs Flax, and any other callable of that form serves as well. `net.clone(channels=64)` changes one setting.
+"""
+
+from dgm_jax.networks.layers import (
+    Conditioning,
+    Downsample,
+    GroupNorm,
+    ResidualBlock,
+    SelfAttention,
+    Upsample,
+    depth_to_space,
+    group_norm,
+    sinusoidal_embedding,
+    space_to_depth,
+)
+from dgm_jax.networks.mlp import MLP
+from dgm_jax.networks.unet import UNet, ddpm_cifar10, unet_8x8, unet_28x28
+
+__all__ = [
+    "MLP",
+    "Conditioning",
+    "Downsample",
+    "GroupNorm",
+    "ResidualBlock",
+    "SelfAttention",
+    "UNet",
+    "Upsample",
+    "ddpm_cifar10",
+    "depth_to_space",
+    "group_norm",
+    "sinusoidal_embedding",
+    "space_to_depth",
+    "unet_8x8",
+    "unet_28x28",
+]

@@ -1,0 +1,115 @@
+"""Small numerical tools that every layer above uses: keys, broadcasting, divergence, checks.
+
+Randomness has one rule. A `key` is one key, or one key per example `[batch]`; one key is split per example
+first, and noise is drawn by `vmap` over the keys. A device that holds a slice of the keys therefore draws
+exactly that slice's numbers, whatever the number of devices.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from dgm_jax.typing import Data, Keys, PerExample
+
+
+def expand_to(values: Float[Array, "*batch"], like: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Append axes of size one until `values` broadcasts against `like` from the left."""
+    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
+
+
+def typed_key(key: Keys) -> Keys:
+    """New-style typed keys from either style (`jax.random.key` or `jax.random.PRNGKey`)."""
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    return jax.random.wrap_key_data(key)
+
+
+def example_keys(key: Keys, batch: int) -> Keys:
+    """One key per example: a single key is split, keys `[batch]` pass through."""
+    key = typed_key(key)
+    if key.ndim == 0:
+        return jax.random.split(key, batch)
+    if key.shape != (batch,):
+        raise ValueError(f"Expected one key, or one key per example {(batch,)}; got keys of {key.shape=}.")
+    return key
+
+
+def split(key: Keys, n: int = 2) -> tuple[Keys, ...]:
+    """`n` independent keys, each of the shape of `key`: one key gives single keys, keys `[batch]` give `[batch]`."""
+    key = typed_key(key)
+    if key.ndim == 0:
+        return tuple(jax.random.split(key, n))
+    return tuple(jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, n))(key), 1, 0))
+
+
+def normal(key: Keys, shape: tuple[int, ...], dtype: jnp.dtype | None = None) -> Data:
+    """Standard normal noise of `shape` `(batch, *event)`, one key per example."""
+    dtype = jnp.result_type(float) if dtype is None else dtype
+    keys = example_keys(key, shape[0])
+    return jax.vmap(lambda k: jax.random.normal(k, shape[1:], dtype))(keys)
+
+
+def normal_like(key: Keys, x: Data) -> Data:
+    """Standard normal noise of the shape and dtype of `x`, one key per example."""
+    return normal(key, x.shape, x.dtype)
+
+
+def divergence(
+    field: Callable[[Data], Data], x: Data, probes: Float[Array, "probes batch *event"] | None = None
+) -> tuple[Data, PerExample]:
+    """The batched field at `x`, and each example's divergence sum_i d field_i / d x_i.
+
+    Args:
+        probes: `None` takes the exact trace, one Jacobian-vector product per event coordinate. Otherwise
+            Hutchinson's estimate, the mean over probes of probe . (J probe), unbiased where the probes have unit
+            covariance. The products are forward-mode: reverse-mode convolutions are slow inside a loop.
+    """
+    value, jvp = jax.linearize(field, x)
+    if probes is None:
+        size = int(np.prod(x.shape[1:]))
+        basis = jnp.eye(size, dtype=x.dtype).reshape(size, *x.shape[1:])
+
+        def along(direction: Array) -> PerExample:
+            return _dot(jvp(jnp.broadcast_to(direction, x.shape)), jnp.broadcast_to(direction, x.shape))
+
+        return value, jax.lax.map(along, basis).sum(0)
+    return value, jax.lax.map(lambda probe: _dot(jvp(probe), probe), probes).mean(0)
+
+
+def _dot(a: Data, b: Data) -> PerExample:
+    return jnp.sum(a * b, axis=tuple(range(1, a.ndim)))
+
+
+def known(x: object) -> np.ndarray | None:
+    """The array's values where they are known now, or `None` under a trace: checks look only at what is known."""
+    leaves = jax.tree.leaves(x)
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
+        return None
+    return np.asarray(x)
+
+
+def check_data(x: Data, name: str) -> None:
+    """Raise `ValueError` unless `x` is a floating-point batch without NaN or inf (the last where it is known)."""
+    if x.ndim < 1 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"Expected {name} to be a floating-point batch [batch, *event], as noise is added to it (images in "
+            f"uint8: dgm_jax.data.to_unit); got shape {x.shape}, dtype {x.dtype}."
+        )
+    values = known(x)
+    if values is not None and not np.isfinite(values).all():
+        bad = int(np.count_nonzero(~np.isfinite(values)))
+        raise ValueError(f"Expected finite {name}, as one NaN or inf spoils the batch; got {bad} such values.")
+
+
+def check_times(t: PerExample, batch: int, name: str = "t") -> None:
+    """Raise `ValueError` unless `t` has shape `[batch]` and, where it is known, lies in [0, 1]."""
+    if t.shape != (batch,):
+        raise ValueError(f"Expected {name} of shape {(batch,)}, one time per example; got {t.shape}.")
+    values = known(t)
+    if values is not None and not ((values >= 0) & (values <= 1)).all():
+        low, high = values.min(), values.max()
+        raise ValueError(f"Expected {name} in [0, 1], as 0 is data and 1 is noise; got values in [{low}, {high}].")

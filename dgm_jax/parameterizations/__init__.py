@@ -1,0 +1,12 @@
+"""What a network predicts, and its conversion to a denoiser: rows, adapters, preconditioning."""
+
+from dgm_jax.parameterizations.preconditioning import precondition
+from dgm_jax.parameterizations.predictions import (
+    Prediction,
+    as_denoiser,
+    error_ratio,
+    noise_of,
+    score_of,
+    target_of,
+    velocity_of,
+)

@@ -1,0 +1,71 @@
+"""Laws of training times: functions (key, batch) -> t [batch].
+
+With one key a law may use the whole batch (stratified times cover it evenly); with one key per example the times
+are independent, so that a device that holds a slice of the keys draws exactly that slice's times.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from dgm_jax.numerics import example_keys, normal, typed_key
+from dgm_jax.processes.gaussian import GaussianProcess
+from dgm_jax.typing import Keys, PerExample, TimeLaw
+
+
+def stratified(t_min: float, t_max: float = 1.0) -> TimeLaw:
+    """Uniform on (t_min, t_max); one key gives one point in each of `batch` equal strata, in random order.
+
+    Reference: Kingma et al. 2021, arXiv:2107.00630, appendix I.1 (low-discrepancy times).
+    """
+    _check(t_min, t_max)
+
+    def law(key: Keys, batch: int) -> PerExample:
+        return t_min + (t_max - t_min) * _stratified_uniform(key, batch)
+
+    return law
+
+
+def log_normal(process: GaussianProcess, mean: float, std: float) -> TimeLaw:
+    """log(sigma/alpha) normal with the given mean and std; EDM trains with mean -1.2, std 1.2.
+
+    Ratios beyond the process's range give its nearer end.
+    Reference: Karras et al. 2022, arXiv:2206.00364, table 1.
+    """
+    if not std > 0:
+        raise ValueError(f"Expected std > 0, as a normal law has; got {std=}.")
+
+    def law(key: Keys, batch: int) -> PerExample:
+        return process.time_at(jnp.exp(mean + std * normal(key, (batch,))))
+
+    return law
+
+
+def log_snr_uniform(process: GaussianProcess, t_min: float, t_max: float) -> TimeLaw:
+    """log-SNR uniform between its values at t_min and t_max, stratified with one key.
+
+    Reference: Kingma et al. 2021, arXiv:2107.00630, section 5.1 with a linear log-SNR schedule.
+    """
+    _check(t_min, t_max)
+    process.refuse_no_noise(t_min)
+    high, low = process.log_snr(t_min), process.log_snr(t_max)
+
+    def law(key: Keys, batch: int) -> PerExample:
+        t = process.time_at(jnp.exp(-(high + (low - high) * _stratified_uniform(key, batch)) / 2))
+        return jnp.clip(t, t_min, t_max)
+
+    return law
+
+
+def _stratified_uniform(key: Keys, batch: int) -> PerExample:
+    """Uniform on [0, 1): one point per stratum for one key, independent points for one key each."""
+    key = typed_key(key)
+    if key.ndim == 1:
+        return jax.vmap(jax.random.uniform)(example_keys(key, batch))
+    key_order, key_offset = jax.random.split(key)
+    strata = jax.random.permutation(key_order, jnp.arange(batch, dtype=jnp.result_type(float)))
+    return (strata + jax.random.uniform(key_offset, (batch,))) / batch
+
+
+def _check(t_min: float, t_max: float) -> None:
+    if not 0 <= t_min < t_max <= 1:
+        raise ValueError(f"Expected 0 <= t_min < t_max <= 1, as 0 is data and 1 is noise; got {t_min=}, {t_max=}.")

@@ -1,0 +1,72 @@
+"""Brownian motion with one key per example: one batched path whose rows do not depend on the batch they are in.
+
+diffrax draws a whole array from one key. Here each example's row is drawn from its own key, so that a device that
+holds a slice of the keys draws exactly that slice's paths, while the solve stays one batched computation.
+"""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from dgm_jax.typing import Keys
+
+
+class ExamplePaths(diffrax.AbstractBrownianPath):
+    """One Brownian path per example, evaluated together; every array in `paths` has a leading batch axis."""
+
+    paths: diffrax.AbstractBrownianPath
+
+    @property
+    def levy_area(self):  # type: ignore[override]
+        """The kind of Lévy area that each path provides."""
+        return self.paths.levy_area
+
+    @property
+    def t0(self):  # type: ignore[override]
+        """Start of the interval on which the paths are defined."""
+        return jnp.ravel(self.paths.t0)[0]
+
+    @property
+    def t1(self):  # type: ignore[override]
+        """End of the interval on which the paths are defined."""
+        return jnp.ravel(self.paths.t1)[0]
+
+    def evaluate(self, t0, t1=None, left: bool = True, use_levy: bool = False) -> PyTree:
+        """Each example's increment from t0 to t1, stacked along the batch."""
+        return eqx.filter_vmap(lambda path: path.evaluate(t0, t1, left, use_levy))(self.paths)
+
+
+def independent_increments(keys: Keys, event: jax.ShapeDtypeStruct, solver: diffrax.AbstractSolver) -> ExamplePaths:
+    """Fresh increments at every step, the fast choice: right where the steps are fixed in advance."""
+    area = _levy_area(solver)
+    return ExamplePaths(
+        paths=eqx.filter_vmap(lambda key: diffrax.UnsafeBrownianPath(event, key=key, levy_area=area))(keys)
+    )
+
+
+def brownian_tree(
+    keys: Keys,
+    event: jax.ShapeDtypeStruct,
+    solver: diffrax.AbstractSolver,
+    *,
+    t0: Float[Array, ""],
+    t1: Float[Array, ""],
+) -> ExamplePaths:
+    """One consistent path per example on [t0, t1]: for adaptive steps, strong orders and gradients.
+
+    Increments shorter than 2^-14 of the interval are interpolated.
+    """
+    area = _levy_area(solver)
+    tolerance = (t1 - t0) * 2.0**-14
+
+    def tree(key: Keys) -> diffrax.VirtualBrownianTree:
+        return diffrax.VirtualBrownianTree(t0, t1, tol=tolerance, shape=event, key=key, levy_area=area)
+
+    return ExamplePaths(paths=eqx.filter_vmap(tree)(keys))
+
+
+def _levy_area(solver: diffrax.AbstractSolver) -> type:
+    """The Lévy area that the solver asks for: plain increments unless it names more."""
+    return getattr(solver, "minimal_levy_area", diffrax.BrownianIncrement)

@@ -1,0 +1,86 @@
+"""The probability-flow ODE, dx/dt = alpha' D + sigma' (x - alpha D)/sigma, solved by diffrax.
+
+The ODE has the process's marginals (Song et al. 2021, arXiv:2011.13456, eq. 13). A sampler is a coordinate system
+(see `coordinates`), a diffrax solver and a grid: `diffrax.Euler()` in coordinates "noise" is DDIM, `diffrax.Heun()`
+there is EDM's sampler, `diffrax.Tsit5()` with a controller in "time" is the adaptive sampler.
+"""
+
+import diffrax
+import jax.numpy as jnp
+
+from dgm_jax.numerics import expand_to, normal
+from dgm_jax.processes.gaussian import GaussianProcess
+from dgm_jax.samplers.coordinates import CoordinateName, coordinates_of
+from dgm_jax.samplers.grid import Grid, ode_grid
+from dgm_jax.samplers.stepping import Samples, integrate
+from dgm_jax.typing import Data, Denoiser, Keys
+
+
+def solve_ode(
+    denoise: Denoiser,
+    process: GaussianProcess,
+    x: Data,
+    *,
+    ts: Grid,
+    solver: diffrax.AbstractSolver = diffrax.Heun(),
+    coordinates: CoordinateName = "time",
+    controller: diffrax.AbstractStepSizeController | None = None,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+    max_steps: int | None = None,
+    save_path: bool = False,
+) -> Samples:
+    """Carry the state `x` at ts[0] along the probability-flow ODE to ts[-1].
+
+    Args:
+        x: [batch, *event], in data units.
+        ts: falling from noise to data, or rising to encode data. A falling grid may end at t = 0 where sigma(0) = 0:
+            the last step is then the denoiser's own estimate.
+        controller: None steps exactly on `ts`; else adaptive, with the tolerance held by each example of the batch.
+        adjoint: None allows forward-mode gradients only; pass `diffrax.DirectAdjoint()` for reverse mode.
+    """
+    plan = ode_grid(process, x, ts, coordinates)
+    system = coordinates_of(coordinates, process)
+
+    def field(clock, state: Data, _) -> Data:
+        t = system.time(clock)
+        x_t = state / system.scale(t)
+        estimate = denoise(x_t, jnp.full(len(x_t), t))
+        noise = (x_t - process.alpha(t) * estimate) / process.sigma(t)
+        of_estimate, of_noise = system.slopes(t)
+        return of_estimate * estimate + of_noise * noise
+
+    states, evaluations, result = integrate(
+        diffrax.ODETerm(field),
+        x * system.scale(plan.ts[0]),
+        system.clock(plan.ts),
+        solver=solver,
+        controller=controller,
+        adjoint=adjoint,
+        max_steps=max_steps,
+        save_path=save_path,
+    )
+    return finish(denoise, states, plan, system, evaluations, result, save_path=save_path)
+
+
+def sample_ode(
+    denoise: Denoiser, process: GaussianProcess, key: Keys, shape: tuple[int, ...], *, ts: Grid, **options
+) -> Samples:
+    """`solve_ode` from the prior N(0, sigma(ts[0])^2 I) at ts[0]; `shape` is (batch, *event)."""
+    return solve_ode(denoise, process, draw_prior(process, key, shape, ts), ts=ts, **options)
+
+
+def draw_prior(process: GaussianProcess, key: Keys, shape: tuple[int, ...], ts: Grid) -> Data:
+    """sigma(ts[0]) times standard normal noise, in the grid's precision."""
+    start = jnp.asarray(ts)[0]
+    return process.sigma(start) * normal(key, shape, start.dtype)
+
+
+def finish(denoise, states, plan, system, evaluations, result, *, save_path: bool) -> Samples:
+    """Back from the solver's states to x, with the last step to t = 0 where the grid asked for one."""
+    saved = plan.ts if save_path else plan.ts[-1:]
+    path = states / expand_to(system.scale(saved), states)
+    if plan.to_zero:
+        last = denoise(path[-1], jnp.full(path.shape[1], plan.ts[-1]))
+        path = jnp.concatenate([path, last[None]])
+        evaluations = evaluations + 1
+    return Samples(path[-1], path if save_path else None, evaluations, result)

@@ -1,0 +1,95 @@
+"""The one call of diffrax that every sampler shares: how to step, what to keep, and what it cost."""
+
+from typing import NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from dgm_jax.typing import Data
+
+
+class Samples(NamedTuple):
+    """What every sampler returns.
+
+    x: the state at the last point of the grid. path: the states at all points, [points, batch, *event], or None.
+    evaluations: batched calls of the network. result: diffrax's, `diffrax.RESULTS.successful` unless a step failed.
+    """
+
+    x: Data
+    path: Float[Array, "points batch *event"] | None
+    evaluations: Int[Array, ""]
+    result: diffrax.RESULTS
+
+
+def integrate(
+    terms: diffrax.AbstractTerm,
+    state: PyTree,
+    clock: Float[Array, " points"],
+    *,
+    solver: diffrax.AbstractSolver,
+    controller: diffrax.AbstractStepSizeController | None,
+    adjoint: diffrax.AbstractAdjoint | None,
+    max_steps: int | None,
+    save_path: bool,
+) -> tuple[PyTree, Int[Array, ""], diffrax.RESULTS]:
+    """Solve from clock[0] to clock[-1]: the states kept (with a leading axis), the evaluations, the result.
+
+    Args:
+        controller: None steps exactly on the clock; an adaptive one measures the worst example of the batch.
+        adjoint: None is forward-mode only and the fastest; `diffrax.DirectAdjoint()` for reverse-mode gradients.
+        max_steps: None is the grid's length, or 4,096 with a controller.
+    """
+    fixed = controller is None
+    # the state at t1 costs no interpolation; a path is read off the solver's interpolation at the grid's points
+    saveat = diffrax.SaveAt(ts=clock) if save_path else diffrax.SaveAt(t1=True)
+    solution = diffrax.diffeqsolve(
+        terms,
+        solver,
+        t0=clock[0],
+        t1=clock[-1],
+        dt0=None,
+        y0=state,
+        saveat=saveat,
+        stepsize_controller=diffrax.StepTo(clock) if fixed else per_example(controller),
+        adjoint=diffrax.ForwardMode() if adjoint is None else adjoint,
+        max_steps=max_steps or (len(clock) if fixed else 4096),
+        throw=False,  # a throw is a host callback: it breaks export and pmap; the result is handed back instead
+    )
+    first, each = evaluations_of(solver)
+    if not fixed:
+        first += 2  # the choice of the first step size
+    evaluations = first + each * jnp.asarray(solution.stats["num_steps"], jnp.int32)
+    return solution.ys, evaluations, solution.result
+
+
+def per_example(controller: diffrax.AbstractStepSizeController) -> diffrax.AbstractStepSizeController:
+    """Measure the worst example where a PID controller has its default norm, the mean over the whole batch."""
+    if isinstance(controller, diffrax.PIDController) and controller.norm is diffrax.PIDController(1.0, 1.0).norm:
+        return eqx.tree_at(lambda c: c.norm, controller, worst_example)
+    return controller
+
+
+def worst_example(error: PyTree) -> Float[Array, ""]:
+    """The largest root mean square over the batch: a tolerance that holds for each example."""
+
+    def leaf_norm(leaf: Float[Array, " batch *event"]) -> Float[Array, ""]:
+        return jnp.sqrt(jnp.max(jnp.mean(leaf**2, axis=tuple(range(1, leaf.ndim)))))
+
+    return jnp.max(jnp.stack([leaf_norm(leaf) for leaf in jax.tree.leaves(error)]))
+
+
+def evaluations_of(solver: diffrax.AbstractSolver) -> tuple[int, int]:
+    """Evaluations of the drift before the first step, and in each step.
+
+    Solvers of one's own say theirs in an attribute `evaluations_per_step`; without it and without a tableau (Euler,
+    ItoMilstein, LeapfrogMidpoint) it is one.
+    """
+    tableau = getattr(solver, "tableau", None)
+    if isinstance(tableau, diffrax.ButcherTableau):
+        return (1, tableau.num_stages - 1) if tableau.fsal else (0, tableau.num_stages)
+    if tableau is not None:  # a stochastic tableau
+        return 0, len(tableau.c) + 1
+    return 0, getattr(solver, "evaluations_per_step", 1)

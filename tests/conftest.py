@@ -1,0 +1,11 @@
+"""Strict JAX for every test: no silent broadcasting, no silent dtype promotion, eight virtual devices."""
+
+import os
+
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compile time is most of a unit test's time
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
