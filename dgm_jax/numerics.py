@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dgm_jax.typing import Data, Keys, PerExample
@@ -46,7 +47,7 @@ def split(key: Keys, n: int = 2) -> tuple[Keys, ...]:
     return tuple(jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, n))(key), 1, 0))
 
 
-def normal(key: Keys, shape: tuple[int, ...], dtype: jnp.dtype | None = None) -> Data:
+def normal(key: Keys, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> Data:
     """Standard normal noise of `shape` `(batch, *event)`, one key per example."""
     dtype = jnp.result_type(float) if dtype is None else dtype
     keys = example_keys(key, shape[0])

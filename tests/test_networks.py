@@ -109,6 +109,9 @@ def test_examples_do_not_mix(case):
     order = jnp.array([2, 0, 1])
     expected = apply(params, x_t, t, labels)[order]
     np.testing.assert_allclose(apply(params, x_t[order], t[order], labels[order]), expected, rtol=1e-4, atol=1e-4)
+    # A batch mean would pass the permutation: changing the first example must leave the others.
+    changed = apply(params, x_t.at[0].multiply(-3.0), t.at[0].set(0.9), labels.at[0].set(1))
+    np.testing.assert_allclose(changed[1:], apply(params, x_t, t, labels)[1:], rtol=1e-4, atol=1e-4)
 
 
 def test_one_trace_for_two_calls(case):

@@ -8,7 +8,6 @@ the number of shards.
 
 import json
 from collections.abc import Iterator
-from typing import Self
 
 import numpy as np
 
@@ -41,7 +40,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         """The position in the stream, as JSON: small, and the same for every shard."""
         return json.dumps({"stream": self._stream, "position": self._iterator.get_state()}).encode()
 
-    def set_state(self, state: bytes) -> Self:
+    def set_state(self, state: bytes) -> None:
         """Continue after the batch at which `get_state` was called, on this stream or an equal one.
 
         Raises:
@@ -53,11 +52,8 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"Expected a state that get_state returned; got {state[:80]!r}.") from error
         if stream != self._stream:
-            raise ValueError(
-                f"Expected a state of the stream {self._stream}, as the order depends on it; got {stream}."
-            )
+            raise ValueError(f"Expected the state of a stream {self._stream}, as others differ in order; got {stream}.")
         self._iterator.set_state(position)
-        return self
 
 
 def batches(

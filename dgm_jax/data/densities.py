@@ -147,14 +147,14 @@ class Checkerboard:
             raise ValueError(f"Expected cells >= 1 and half_width > 0, as a board has; got {self}.")
 
     @property
-    def side(self) -> float:
-        """The side of one square."""
-        return 2 * self.half_width / self.cells
+    def edges(self) -> np.ndarray:
+        """The squares' edges along either axis, [cells + 1]."""
+        return np.linspace(-self.half_width, self.half_width, self.cells + 1)
 
     def log_prob(self, x: Points) -> PerExample:
         """log p(x) of each point, in nats: minus the log of the squares' area, -inf off the squares."""
-        squares = (self.cells**2 + 1) // 2
-        return jnp.where(self._on_square(x), -np.log(squares * self.side**2).astype(x.dtype), -jnp.inf)
+        area = (self.cells**2 + 1) // 2 * (2 * self.half_width / self.cells) ** 2
+        return jnp.where(self._on_square(x), -np.log(area).astype(x.dtype), -jnp.inf)
 
     def score(self, x: Points) -> Points:
         """The gradient of log p at each point: 0 on the squares, NaN off them."""
@@ -163,15 +163,13 @@ class Checkerboard:
     def sample(self, key: Keys, n: int) -> Points:
         """`n` independent points from one key, or from one key each."""
         dtype = jnp.result_type(float)
-        rows, columns = np.indices((self.cells, self.cells))
-        even = (rows + columns) % 2 == 0
-        corners = np.stack([rows[even], columns[even]], axis=1) * self.side - self.half_width
-        low, high = jnp.asarray(corners, dtype), jnp.asarray(corners + self.side, dtype)
+        squares = np.argwhere(np.indices((self.cells, self.cells)).sum(0) % 2 == 0)
+        low, high = jnp.asarray(self.edges[squares], dtype), jnp.asarray(self.edges[squares + 1], dtype)
 
         def draw(key: Keys) -> Float[Array, " 2"]:
             key_square, key_offset = jax.random.split(key)
-            square = jax.random.randint(key_square, (), 0, len(corners))
-            x = low[square] + self.side * jax.random.uniform(key_offset, (2,), dtype)
+            square = jax.random.randint(key_square, (), 0, len(squares))
+            x = low[square] + (high - low)[square] * jax.random.uniform(key_offset, (2,), dtype)
             # rounding may carry the sum onto the upper edge, which belongs to the next square
             return jnp.minimum(x, jnp.nextafter(high[square], low[square]))
 
@@ -180,6 +178,7 @@ class Checkerboard:
     def _on_square(self, x: Points) -> Array:
         if x.ndim != 2 or x.shape[1] != 2:
             raise ValueError(f"Expected x of shape [batch, 2], as the board is in the plane; got {x.shape}.")
-        cell = jnp.floor((x + self.half_width) / self.side)
+        # comparisons with the edges are exact, where dividing by the side would round points across them
+        cell = jnp.sum(x[:, :, None] >= jnp.asarray(self.edges, x.dtype)[None, None], axis=2) - 1
         on_board = jnp.all((cell >= 0) & (cell < self.cells), axis=1)
-        return on_board & (jnp.mod(cell.sum(1), 2) == 0)
+        return on_board & (cell.sum(1) % 2 == 0)

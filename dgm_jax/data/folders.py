@@ -47,7 +47,7 @@ def from_folder(path: str | os.PathLike, *, size: int, channels: int = 3) -> Fol
         raise ValueError(f"Expected a folder of images that exists; got path={str(folder)!r}.")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise ValueError(f"Expected a folder that may be read; got path={str(folder)!r} without the permission.")
-    suffixes = set(Image.registered_extensions())
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
     paths = tuple(file for file in found if not file.name.startswith("."))
     if not paths:

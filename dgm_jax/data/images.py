@@ -1,8 +1,9 @@
 """Images as integers 0 .. levels - 1 and as reals in [-1, 1], the range of every network here.
 
-    real = 2 integer / (levels - 1) - 1        integer = round((real + 1) (levels - 1) / 2)
+    real = (2 integer - (levels - 1)) / (levels - 1)        integer = round((real + 1) (levels - 1) / 2)
 
-The first is exact up to float32's rounding, and the second undoes it exactly. Photographs have 256 levels,
+The numerator is exact in float32, so that the ends are exactly -1 and 1, and the second undoes the first exactly.
+Photographs have 256 levels,
 scikit-learn's digits 17.
 """
 
@@ -23,7 +24,7 @@ def to_unit(image: Image, *, levels: int = 256) -> Float32[Array, "..."]:
     values = known(image)
     if values is not None and values.size and values.max() >= levels:
         raise ValueError(f"Expected values below {levels=}, as 0 .. levels - 1 fill [-1, 1]; got {values.max()}.")
-    return jnp.asarray(image).astype(jnp.float32) * (2 / (levels - 1)) - 1
+    return (2 * jnp.asarray(image).astype(jnp.float32) - (levels - 1)) / (levels - 1)
 
 
 def from_unit(image: Image, *, levels: int = 256) -> UInt8[Array, "..."]:

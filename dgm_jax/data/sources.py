@@ -14,12 +14,9 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dgm_jax.data.records import Source
-
-if TYPE_CHECKING:
-    import tensorflow_datasets as tfds
 
 _NAME = re.compile(r"(?P<folder>[a-z]\w*(/[\w.-]+)?)(:(?P<version>\d+\.\d+\.\d+))?", re.IGNORECASE)
 
@@ -39,10 +36,12 @@ def source(name: str, split: str, *, data_dir: str | os.PathLike | None = None) 
     root = _directory(data_dir)
     builder_class = _packaged(name)
     path = _find(name, root) if builder_class is None else _prepare(builder_class, root)
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(path)
-    _check_format(builder, path)
+    if path is None:
+        raise FileNotFoundError(
+            f"Expected {name!r} prepared in {str(root)!r}, as reading never goes to the network; got nothing there. "
+            f'To download it, run: python -c "from dgm_jax.data import download; download({name!r}, {str(root)!r})"'
+        )
+    builder = _open(path)
     try:
         return builder.as_data_source(split=split)
     except (ValueError, KeyError) as error:
@@ -53,22 +52,26 @@ def source(name: str, split: str, *, data_dir: str | os.PathLike | None = None) 
 
 
 def download(name: str, data_dir: str | os.PathLike | None = None) -> Path:
-    """Download and prepare a TFDS data set for `source`, and return its folder; this does go to the network."""
+    """Download and prepare a TFDS data set for `source`, where it is not there yet, and return its folder.
+
+    This does go to the network, through TFDS, which tries for some minutes before it gives up.
+    """
     root = _directory(data_dir)
     builder_class = _packaged(name)
     if builder_class is not None:
         return _prepare(builder_class, root)
-    _parse(name)
+    path = _find(name, root)
+    if path is not None:
+        _open(path)
+        return path
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder(name, data_dir=root, try_gcs=False, file_format="array_record")
+    builder: Any = tfds.builder(name, data_dir=root, try_gcs=False, file_format="array_record")
     if isinstance(builder, tfds.core.GeneratorBasedBuilder):
         # TFDS encodes image arrays through TensorFlow, and takes bytes as they are
         builder._generate_examples = _encoding_images(builder._generate_examples, builder.info.features)
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-    path = Path(builder.data_dir)
-    _check_format(builder, path)
-    return path
+    return Path(builder.data_dir)
 
 
 def _directory(data_dir: str | os.PathLike | None) -> Path:
@@ -79,8 +82,8 @@ def _directory(data_dir: str | os.PathLike | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dgm_jax"
 
 
-def _packaged(name: str) -> "type[tfds.core.DatasetBuilder] | None":
-    """The builder of a data set that a Python package ships, or `None`."""
+def _packaged(name: str) -> Any:
+    """The builder class of a data set that a Python package ships, or `None`."""
     match name:
         case "digits":
             from dgm_jax.data.builders.digits import Digits
@@ -93,7 +96,7 @@ def _packaged(name: str) -> "type[tfds.core.DatasetBuilder] | None":
     return None
 
 
-def _prepare(builder_class: "type[tfds.core.DatasetBuilder]", root: Path) -> Path:
+def _prepare(builder_class: Any, root: Path) -> Path:
     """Write a packaged data set once, and return its folder.
 
     It is written to a folder of its own and renamed, which is atomic: of several processes the first to finish
@@ -103,7 +106,7 @@ def _prepare(builder_class: "type[tfds.core.DatasetBuilder]", root: Path) -> Pat
     path = root / name / str(builder_class.VERSION)
     if path.exists():
         return path
-    package = builder_class.PACKAGE  # type: ignore[attr-defined]
+    package = builder_class.PACKAGE
     if importlib.util.find_spec(package) is None:
         raise ModuleNotFoundError(
             f"Expected {package} installed, as {name} is read from it; run: pip install 'dgm_jax[experiments]'"
@@ -124,8 +127,8 @@ def _prepare(builder_class: "type[tfds.core.DatasetBuilder]", root: Path) -> Pat
     return path
 
 
-def _find(name: str, root: Path) -> Path:
-    """The folder of a prepared catalog data set."""
+def _find(name: str, root: Path) -> Path | None:
+    """The folder of a prepared catalog data set, or `None`."""
     folder, version = _parse(name)
     found = list((root / folder).glob(f"{version or '*'}/dataset_info.json"))
     if not found and "/" not in folder:
@@ -133,12 +136,7 @@ def _find(name: str, root: Path) -> Path:
         configs = sorted({file.parent.parent.name for file in found})
         if len(configs) > 1:
             raise ValueError(f"Expected a configuration, as in '{folder}/{configs[0]}'; got {name=}, with {configs=}.")
-    if not found:
-        raise FileNotFoundError(
-            f"Expected {name!r} prepared in {str(root)!r}, as reading never goes to the network; got nothing there. "
-            f'To download it, run: python -c "from dgm_jax.data import download; download({name!r}, {str(root)!r})"'
-        )
-    return max((file.parent for file in found), key=_version_key)
+    return max((file.parent for file in found), key=_version_key, default=None)
 
 
 def _version_key(path: Path) -> tuple[int, ...]:
@@ -152,14 +150,18 @@ def _parse(name: str) -> tuple[str, str | None]:
     return match["folder"], match["version"]
 
 
-def _check_format(builder: "tfds.core.DatasetBuilder", path: Path) -> None:
-    file_format = builder.info.file_format
-    if file_format is None or file_format.value != "array_record":
-        found = None if file_format is None else file_format.value
+def _open(path: Path) -> Any:
+    """The builder of a prepared data set, read from its folder alone."""
+    import tensorflow_datasets as tfds
+
+    builder: Any = tfds.builder_from_directory(path)
+    found = getattr(builder.info.file_format, "value", None)
+    if found != "array_record":
         raise ValueError(
             f"Expected array_record files in {str(path)!r}, as others need TensorFlow to be read; got {found}. "
             "Download the data set again with dgm_jax.data.download into another data_dir."
         )
+    return builder
 
 
 def _encoding_images(generate: Callable[..., Any], features: Any) -> Callable[..., Any]:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from dgm_jax.numerics import check_data, check_times, expand_to, known
 from dgm_jax.typing import Data, PerExample, TimeFunction
 
-Times = Float[Array, "..."] | float  # a Python number or an array, elementwise
+Times = Float[Array, "..."] | float | int  # a Python number or an array, elementwise
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _bisect(process: GaussianProcess, ratio: Array) -> Array:
     def excess(t: Array, ratio: Array) -> Array:
         return process.sigma(t) - ratio * process.alpha(t)
 
-    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Array | int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         middle = (low + high) / 2
         below = excess(middle, fixed) < 0

@@ -126,18 +126,23 @@ def from_betas(betas: Float[Array, " steps"] | Float[np.ndarray, " steps"]) -> G
     """
     betas = np.asarray(betas, np.float64)
     if betas.ndim != 1 or len(betas) == 0 or not ((betas > 0) & (betas < 1)).all():
-        raise ValueError(
-            f"Expected betas [steps] in (0, 1), as variances of a chain; got {betas}."
-        )
-    decay_nodes = np.concatenate([[0.0], np.cumsum(-np.log1p(-betas))])
-    time_nodes = np.linspace(0.0, 1.0, len(decay_nodes))
+        raise ValueError(f"Expected betas [steps] in (0, 1), as variances of a chain; got {betas}.")
+    # slopes from float64: differences of neighbouring float32 nodes would give beta(t) to four digits only
+    slopes = -np.log1p(-betas)
+    starts = np.concatenate([[0.0], np.cumsum(slopes)[:-1]])
+
+    def piece(i: Array, dtype: jnp.dtype) -> tuple[Array, Array, Array]:
+        i = jnp.clip(i, 0, len(betas) - 1)
+        return i.astype(dtype), jnp.asarray(starts, dtype)[i], jnp.asarray(slopes, dtype)[i]
 
     def log_decay(t: Array) -> Array:
-        t = jnp.asarray(t)
-        return jnp.interp(t, time_nodes.astype(t.dtype), decay_nodes.astype(t.dtype))
+        position = jnp.asarray(t) * len(betas)
+        i, start, slope = piece(jnp.floor(position).astype(int), position.dtype)
+        return start + (position - i) * slope
 
     def decay_time(decay: Array) -> Array:
-        return jnp.interp(decay, decay_nodes.astype(decay.dtype), time_nodes.astype(decay.dtype))
+        i, start, slope = piece(jnp.searchsorted(jnp.asarray(starts, decay.dtype), decay) - 1, decay.dtype)
+        return (i + (decay - start) / slope) / len(betas)
 
     return GaussianProcess(
         alpha=lambda t: jnp.exp(-log_decay(t) / 2),

@@ -68,5 +68,7 @@ def brownian_tree(
 
 
 def _levy_area(solver: diffrax.AbstractSolver) -> type:
-    """The Lévy area that the solver asks for: plain increments unless it names more."""
-    return getattr(solver, "minimal_levy_area", diffrax.BrownianIncrement)
+    """The least Lévy area that satisfies the solver: plain increments unless it names more."""
+    wanted = getattr(solver, "minimal_levy_area", diffrax.AbstractBrownianIncrement)
+    kinds = (diffrax.BrownianIncrement, diffrax.SpaceTimeLevyArea, diffrax.SpaceTimeTimeLevyArea)
+    return next(kind for kind in kinds if issubclass(kind, wanted))

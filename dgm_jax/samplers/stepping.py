@@ -59,8 +59,6 @@ def integrate(
         throw=False,  # a throw is a host callback: it breaks export and pmap; the result is handed back instead
     )
     first, each = evaluations_of(solver)
-    if not fixed:
-        first += 2  # the choice of the first step size
     evaluations = first + each * jnp.asarray(solution.stats["num_steps"], jnp.int32)
     return solution.ys, evaluations, solution.result
 

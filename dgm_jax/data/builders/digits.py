@@ -19,7 +19,7 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         label = tfds.features.ClassLabel(num_classes=10)
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Handwritten digits, 8 x 8 in 17 levels: the test part of the UCI set, as scikit-learn ships it.",
+            description="Handwritten digits in 17 levels: the test part of the UCI set, as scikit-learn ships it.",
             features=tfds.features.FeaturesDict({"image": image, "label": label}),
             supervised_keys=("image", "label"),
             homepage="https://archive.ics.uci.edu/dataset/80",
@@ -28,8 +28,9 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         from sklearn.datasets import load_digits
 
-        digits = load_digits()
-        images, labels = digits.images.astype(np.uint8)[..., None], digits.target
+        pixels, labels = load_digits(return_X_y=True)
+        images = np.asarray(pixels, np.uint8).reshape(-1, 8, 8, 1)
+        labels = np.asarray(labels)
         splits = stratified_split(labels, test_per_class=30)
         return {name: self._generate_examples(images, labels, members) for name, members in splits.items()}
 

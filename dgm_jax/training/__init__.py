@@ -1,0 +1,7 @@
+"""Training of any loss: the state, the step, the loop, checkpoints, and many devices."""
+
+from dgm_jax.training import parallel
+from dgm_jax.training.checkpoint import Checkpoints, load_params, saved_steps
+from dgm_jax.training.loop import train
+from dgm_jax.training.state import TrainState, init_state
+from dgm_jax.training.step import ema_warmup, make_step, with_example_keys

@@ -1,0 +1,54 @@
+"""One style for all figures: readable at a column's width, in colours that colour-blind readers can tell apart."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+# Okabe and Ito 2008, "Color universal design"
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#F0E442",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK]),
+}
+
+
+def figure(width: float, height: float) -> Figure:
+    """An empty figure in inches, outside pyplot, so that no window and no backend is involved."""
+    with matplotlib.rc_context(STYLE):
+        return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(fig: Figure, path: str | Path, *, dpi: int = 120) -> None:
+    """Write a PNG with a palette of 256 colours, which keeps images of data under 200 kB."""
+    from PIL import Image
+
+    fig.savefig(path, dpi=dpi, facecolor="white")
+    with Image.open(path) as image:
+        small = image.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    small.save(path, optimize=True)
+
+
+def tiled(images: np.ndarray, columns: int) -> np.ndarray:
+    """Images [n, height, width, 1] in [-1, 1] as one picture [rows height, columns width], row by row."""
+    rows = len(images) // columns
+    height, width = images.shape[1:3]
+    squares = images[: rows * columns].reshape(rows, columns, height, width)
+    return squares.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)

@@ -1,0 +1,185 @@
+"""What experiments share: devices, the command line, the run directory, and a progress bar.
+
+A run is a directory `runs/<name>/` with `config.json`, `metrics.jsonl` (one record a line), figures, and at its end
+`scores.json`: the run is done when that file is there. Nothing in it is ever written over by another configuration.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+
+Config = TypeVar("Config")
+NOT_SCIENCE = ("run_dir", "fresh")  # where a run is kept changes nothing in it
+
+
+def virtual_devices(most: int = 8) -> None:
+    """One virtual CPU device per core, before JAX starts; accelerators, if any, stay what computations run on.
+
+    XLA's small convolutions use one core per device, so a data-parallel step is what fills the cores. Their number
+    is a power of two, so that batches divide. A number that the user has set is kept.
+    """
+    user_set = jax.config.jax_num_cpu_devices > 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if user_set:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    devices = 1
+    while 2 * devices <= min(cores, most):
+        devices *= 2
+    jax.config.update("jax_num_cpu_devices", devices)
+
+
+def parse(default: Config, smoke: Config, args: list[str] | None = None) -> Config:
+    """The configuration from the command line, on top of `default`, or of `smoke` where --smoke is given."""
+    import tyro
+
+    args = sys.argv[1:] if args is None else args
+    return tyro.cli(type(default), default=smoke if "--smoke" in args else default, args=args)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The directory of one run, opened by `open_run`."""
+
+    directory: Path
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has written its scores, which it does last."""
+        return (self.directory / "scores.json").exists()
+
+    def measured(self, name: str, measure: Callable[[], Any]) -> Any:
+        """A number that was measured when the run began, such as how many steps fit: stored, and read on resumption."""
+        saved = _read(self.directory)
+        if name not in saved["measured"]:
+            saved["measured"][name] = measure()
+            _write(self.directory / "config.json", saved)
+        return saved["measured"][name]
+
+    def log(self, **record: Any) -> None:
+        """Append one record to metrics.jsonl."""
+        with (self.directory / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl; a line cut short by a kill is left out."""
+        path = self.directory / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def forget_after(self, step: int) -> None:
+        """Drop the records of later steps, which a resumed run makes again."""
+        kept = [record for record in self.records() if record.get("step", 0) <= step]
+        _replace(self.directory / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+
+    def finish(self, scores: dict[str, Any]) -> None:
+        """Write scores.json, which marks the run as done."""
+        _write(self.directory / "scores.json", scores)
+
+
+def open_run(config: Any) -> Run:
+    """The run of `config` in `config.run_dir`: begun, or continued where it was begun with the same configuration.
+
+    With `config.fresh`, a run that is there is moved aside to `<run_dir>.1`, `.2`, ...
+
+    Raises:
+        SystemExit: the directory holds a run of another configuration; the message lists what differs.
+    """
+    directory = Path(config.run_dir)
+    if config.fresh and (directory / "config.json").exists():
+        aside = next(p for n in range(1, 10**6) if not (p := directory.with_name(f"{directory.name}.{n}")).exists())
+        directory.rename(aside)
+        print(f"Moved the run that was in {directory} to {aside}.")
+    settings = json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in NOT_SCIENCE}))
+    if (directory / "config.json").exists():
+        _refuse_difference(directory, _read(directory)["config"], settings)
+    else:
+        directory.mkdir(parents=True, exist_ok=True)
+        _write(directory / "config.json", {"config": settings, "measured": {}})
+    return Run(directory)
+
+
+def read_config(directory: str | Path, config_type: type[Config]) -> Config:
+    """The configuration with which the run in `directory` was begun."""
+    saved = _read(Path(directory))["config"]
+    default = config_type(run_dir=str(directory))  # type: ignore[call-arg]
+    # JSON has no tuples
+    return replace(default, **{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})  # type: ignore
+
+
+def _refuse_difference(directory: Path, saved: dict[str, Any], settings: dict[str, Any]) -> None:
+    names = [name for name in {**saved, **settings} if saved.get(name) != settings.get(name)]
+    if names:
+        lines = [f"  {name}: {saved.get(name)} in the run, {settings.get(name)} now" for name in names]
+        raise SystemExit(
+            f"Expected the configuration that {directory} was begun with, as a run is one experiment; got\n"
+            + "\n".join(lines)
+            + "\nTo begin another run beside it: --run-dir <another>. To move it aside and begin anew: --fresh."
+        )
+
+
+def _read(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    try:
+        saved = json.loads(path.read_text())
+        if not {"config", "measured"} <= saved.keys():
+            raise ValueError(f"its entries are {sorted(saved)}")
+    except (OSError, ValueError, AttributeError) as error:
+        raise SystemExit(f"Expected a run's config.json, as {directory} is to be read; got {path}: {error}.") from None
+    return saved
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    _replace(path, json.dumps(values, indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Written aside and renamed, so that a kill leaves the old file or the new one."""
+    scratch = path.with_name(f".{path.name}.part")
+    scratch.write_text(text)
+    scratch.replace(path)
+
+
+@contextmanager
+def progress(total: int, *, start: int = 0, every: float = 5.0) -> Iterator[Callable[[int, float], None]]:
+    """A bar with rate, time left and loss, as a function `report(steps done, loss)`; plain lines outside a terminal.
+
+    Args:
+        start: steps done before, by an earlier process.
+        every: seconds between plain lines.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console = Console()
+    first: list[tuple[int, float]] = []  # the rate is measured from the first report, so without the compilation
+    last_line = [0.0]
+    bar = Progress(
+        TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"), console=console
+    )
+    with bar if console.is_terminal else nullcontext():
+        task = bar.add_task("training", total=total, completed=start, state="compiling")
+
+        def report(done: int, loss: float) -> None:
+            now = time.monotonic()
+            first.append((done, now)) if not first else None
+            made, seconds = done - first[0][0], now - first[0][1]
+            state = f"loss {loss:.4f}"
+            if made > 0:
+                rate = made / seconds
+                minutes, left = divmod(round((total - done) / rate), 60)
+                state = f"{rate:.1f} steps/s, {minutes}:{left:02d} left, " + state
+            if console.is_terminal:
+                bar.update(task, completed=done, state=state)
+            elif now - last_line[0] >= every or done == total:
+                last_line[0] = now
+                print(f"step {done}/{total}: {state}", flush=True)
+
+        yield report

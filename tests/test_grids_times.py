@@ -1,0 +1,186 @@
+"""Sampling grids against the formulas that they are named for, and training-time laws by Kolmogorov-Smirnov tests."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import PROCESSES, last_time
+from scipy import stats
+
+from dgm_jax.processes import (
+    GaussianProcess,
+    karras_grid,
+    log_normal,
+    log_snr_grid,
+    log_snr_uniform,
+    stratified,
+    uniform,
+    variance_preserving,
+)
+
+ALL = pytest.mark.parametrize("name", PROCESSES)
+
+
+def make_grids(name, n, t_min=1e-3):
+    process, t_max = PROCESSES[name], last_time(name)
+    yield "uniform", t_max, uniform(n, t_min=t_min, t_max=t_max)
+    yield "karras", t_max, karras_grid(process, n, t_min=t_min, t_max=t_max)
+    yield "log_snr", t_max, log_snr_grid(process, n, t_min=t_min, t_max=t_max)
+
+
+@ALL
+@pytest.mark.parametrize("n", [1, 1000])
+def test_grids_fall_between_exact_ends(name, n):
+    for _, t_max, ts in make_grids(name, n):
+        assert isinstance(ts, np.ndarray)
+        assert ts.shape == (n + 1,)
+        assert ts.dtype == np.float32
+        assert ts[0] == np.float32(t_max)
+        assert ts[-1] == np.float32(1e-3)
+        assert (np.diff(ts) < 0).all()
+
+
+@ALL
+def test_spacing(name):
+    process, n = PROCESSES[name], 12
+    with jax.enable_x64(True):
+        for kind, t_max, ts in make_grids(name, n):
+            i = np.arange(n + 1)
+            if kind == "uniform":
+                np.testing.assert_allclose(ts, t_max + i / n * (1e-3 - t_max), rtol=1e-12)
+                continue
+            ratio = np.asarray(process.noise_ratio(jnp.asarray(ts)))
+            if kind == "karras":  # Karras et al. 2022, eq. 5, whose N is n + 1
+                high, low = ratio[0] ** (1 / 7), ratio[-1] ** (1 / 7)
+                np.testing.assert_allclose(ratio, (high + i / n * (low - high)) ** 7, rtol=1e-9)
+            else:
+                np.testing.assert_allclose(np.diff(np.log(ratio)), np.log(ratio[-1] / ratio[0]) / n, rtol=1e-8)
+
+
+def test_karras_grid_from_noiseless_data_and_another_rho():
+    with jax.enable_x64(True):
+        ts = karras_grid(PROCESSES["vp"], 4, t_min=0.0, rho=3.0)
+        ratio = np.asarray(PROCESSES["vp"].noise_ratio(jnp.asarray(ts)))
+    assert ts[-1] == 0.0
+    np.testing.assert_allclose(ratio, ratio[0] * (1 - np.arange(5) / 4) ** 3, rtol=1e-9)
+
+
+def test_grids_are_known_under_jit_and_traced_only_with_the_process():
+    seen = []
+
+    @jax.jit
+    def inside(x, rate):
+        for _, _, ts in make_grids("cosine", 5):
+            assert isinstance(ts, np.ndarray)
+            seen.append(ts)
+        learned = GaussianProcess(lambda t: jnp.exp(-rate * t), lambda t: -jnp.expm1(-2 * rate * t))
+        return x + seen[0][0], karras_grid(learned, 5, t_min=1e-3)
+
+    _, traced = inside(jnp.zeros(()), jnp.float32(3.0))
+    for (_, _, outside), ts in zip(make_grids("cosine", 5), seen, strict=True):
+        np.testing.assert_array_equal(ts, outside)
+    constant = variance_preserving(6.0, 6.0)  # the same process: alpha = exp(-3 t)
+    np.testing.assert_allclose(traced, karras_grid(constant, 5, t_min=1e-3), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n": 0}, "n >= 1.*n=0"),
+        ({"t_min": -0.1}, "t_min < t_max <= 1.*-0.1"),
+        ({"t_min": 0.5, "t_max": 0.5}, "t_min < t_max"),
+        ({"t_max": 1.5}, "t_max <= 1.*1.5"),
+        ({"t_min": float("nan")}, "0 <= t_min.*nan"),
+    ],
+)
+def test_grids_and_laws_refuse(change, message):
+    arguments = {"n": 4, "t_min": 0.1, "t_max": 0.9} | change
+    n, process = arguments.pop("n"), PROCESSES["vp"]
+    makers = [lambda: uniform(n, **arguments), lambda: karras_grid(process, n, **arguments)]
+    makers.append(lambda: log_snr_grid(process, n, **arguments))
+    if n:
+        makers += [lambda: stratified(**arguments), lambda: log_snr_uniform(process, **arguments)]
+    for make in makers:
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
+def test_infinite_ends_are_refused():
+    with pytest.raises(ValueError, match=r"sigma\(t\) > 0"):
+        log_snr_grid(PROCESSES["vp"], 4, t_min=0.0, t_max=1.0)
+    with pytest.raises(ValueError, match=r"sigma\(t\) > 0"):
+        log_snr_uniform(PROCESSES["rectified"], 0.0, 0.9)
+    for make in (
+        lambda p: log_snr_grid(p, 4, t_min=0.1, t_max=1.0),
+        lambda p: karras_grid(p, 4, t_min=0.1),
+        lambda p: log_snr_uniform(p, 0.1, 1.0),
+    ):
+        with pytest.raises(ValueError, match=r"t = 1 - 1e-3"):
+            make(PROCESSES["cosine"])
+    with pytest.raises(ValueError, match="rho > 0"):
+        karras_grid(PROCESSES["vp"], 4, t_min=0.1, rho=0.0)
+    with pytest.raises(ValueError, match="std > 0"):
+        log_normal(PROCESSES["vp"], -1.2, 0.0)
+
+
+def laws(name):
+    """Each law with the distribution function of a statistic of t, and that statistic."""
+    process, t_max = PROCESSES[name], last_time(name)
+
+    def log_ratio(t):
+        return -np.asarray(process.log_snr(jnp.asarray(t))) / 2
+
+    low, high = log_ratio(np.array([0.01, t_max]))
+    yield "stratified", stratified(0.1, 0.7), np.asarray, stats.uniform(0.1, 0.6)
+    yield "log_normal", log_normal(process, -1.0, 0.9), log_ratio, stats.norm(-1.0, 0.9)
+    yield "log_snr_uniform", log_snr_uniform(process, 0.01, t_max), log_ratio, stats.uniform(low, high - low)
+
+
+@ALL
+def test_independent_times_follow_their_law(name):
+    n = 2000
+    keys = jax.random.split(jax.random.key(11), n)
+    for kind, law, statistic, expected in laws(name):
+        t = jax.jit(law, static_argnums=1)(keys, n)
+        assert t.shape == (n,)
+        values = statistic(np.asarray(t))
+        assert stats.kstest(values, expected.cdf).pvalue > 1e-3, kind
+        neighbours = stats.norm.ppf(np.clip(expected.cdf(values), 1e-6, 1 - 1e-6))
+        assert abs(np.mean(neighbours[1:] * neighbours[:-1])) < 4 / np.sqrt(n), kind
+
+
+@ALL
+def test_one_key_per_example_is_slice_invariant(name):
+    keys = jax.random.split(jax.random.key(12), 8)
+    for kind, law, _, _ in laws(name):
+        jitted = jax.jit(law, static_argnums=1)
+        np.testing.assert_array_equal(jitted(keys, 8)[3:6], jitted(keys[3:6], 3), err_msg=kind)
+
+
+@ALL
+def test_one_key_gives_one_point_per_stratum(name):
+    n = 64
+    for kind, law, statistic, expected in laws(name):
+        t = jax.jit(law, static_argnums=1)(jax.random.key(13), n)
+        place = expected.cdf(statistic(np.asarray(t))) * n
+        if kind == "log_normal":  # independent draws
+            continue
+        strata = np.floor(place)
+        np.testing.assert_array_equal(np.sort(strata), np.arange(n), err_msg=kind)
+        assert (np.diff(strata) < 0).any(), kind  # in random order: the batch itself may be ordered
+        assert stats.kstest(place - strata, "uniform").pvalue > 1e-3, kind
+
+
+def test_another_key_gives_other_times():
+    law = stratified(0.0)
+    draws = np.stack([law(jax.random.key(seed), 16) for seed in range(200)])
+    assert stats.kstest((draws[:, 0] * 16) % 1, "uniform").pvalue > 1e-3  # the offset
+    assert stats.kstest(draws[:, 0], "uniform").pvalue > 1e-3  # each place in the batch sees every t
+
+
+def test_laws_take_the_default_dtype_and_legacy_keys():
+    for kind, law, _, _ in laws("vp"):
+        np.testing.assert_array_equal(law(jax.random.PRNGKey(1), 4), law(jax.random.key(1), 4), err_msg=kind)
+    with jax.enable_x64(True):
+        for kind, law, _, _ in laws("vp"):
+            assert law(jax.random.key(1), 4).dtype == jnp.float64, kind
