@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from dgm_jax.numerics import divergence, example_keys
+from dgm_jax.numerics import divergence, example_keys, known
 from dgm_jax.parameterizations import velocity_of
 from dgm_jax.processes.gaussian import GaussianProcess
 from dgm_jax.samplers.grid import Grid, check_grid, ode_grid
@@ -104,6 +104,11 @@ def dequantize(x_uint: Integer[Array, " batch *event"], key: Keys, *, levels: in
     """
     if not jnp.issubdtype(x_uint.dtype, jnp.integer):
         raise ValueError(f"Expected integers in [0, {levels}), as levels are counted; got dtype {x_uint.dtype}.")
+    values = known(x_uint)
+    if values is not None and values.size and not 0 <= values.min() <= values.max() < levels:
+        raise ValueError(
+            f"Expected integers in [0, {levels}), as levels are counted; got values in [{values.min()}, {values.max()}]."
+        )
     keys = example_keys(key, len(x_uint))
     dtype = jnp.result_type(float)
     noise = jax.vmap(lambda k: jax.random.uniform(k, x_uint.shape[1:], dtype))(keys)

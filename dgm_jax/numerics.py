@@ -49,6 +49,8 @@ def split(key: Keys, n: int = 2) -> tuple[Keys, ...]:
 
 def normal(key: Keys, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> Data:
     """Standard normal noise of `shape` `(batch, *event)`, one key per example."""
+    if not shape:
+        raise ValueError(f"Expected shape (batch, *event), as every example has its own noise; got {shape=}.")
     dtype = jnp.result_type(float) if dtype is None else dtype
     keys = example_keys(key, shape[0])
     return jax.vmap(lambda k: jax.random.normal(k, shape[1:], dtype))(keys)

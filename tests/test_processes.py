@@ -103,7 +103,9 @@ def test_everything_against_the_papers(name, x64):
     # float64: the papers' 1 - alpha^2 itself cancels at t = 1e-4
     relative = dict.fromkeys(expected, 1e-9 if x64 else 2e-5)
     # 1/r' changes by its own size over distances of min(t, 1 - t), and t is known to eps at best
-    relative |= dict.fromkeys(("time_at_rate", "bisection_rate"), relative["alpha"] + eps / np.minimum(exact_t, 1 - exact_t))
+    relative |= dict.fromkeys(
+        ("time_at_rate", "bisection_rate"), relative["alpha"] + eps / np.minimum(exact_t, 1 - exact_t)
+    )
     absolute = dict.fromkeys(expected, 1e-30)
     absolute |= dict.fromkeys(("time_at", "bisection"), 4 * eps * sigma / alpha / rise)  # r is known to eps at best
     absolute["sigma_rate"] = 2 * eps * np.abs(f) * sigma  # sigma' = g^2/(2 sigma) + f sigma, which cancel at t = 1
@@ -258,7 +260,11 @@ BAD_INPUTS = {
 @pytest.mark.parametrize("case", BAD_INPUTS)
 def test_perturb_refuses(case, monkeypatch):
     monkeypatch.setattr(config, "jaxtyping_disable", True)  # as in production
-    good = {"x_0": np.zeros((2, 3), np.float32), "t": np.full(2, 0.5, np.float32), "noise": np.zeros((2, 3), np.float32)}
+    good = {
+        "x_0": np.zeros((2, 3), np.float32),
+        "t": np.full(2, 0.5, np.float32),
+        "noise": np.zeros((2, 3), np.float32),
+    }
     change, message = BAD_INPUTS[case]
     with pytest.raises(ValueError, match=message):
         PROCESSES["vp"].perturb(**{key: jnp.asarray(value) for key, value in (good | change).items()})

@@ -29,18 +29,25 @@ def ncsn(process: GaussianProcess, t: PerExample) -> PerExample:
 def likelihood(process: GaussianProcess, t: PerExample, *, event_size: int) -> PerExample:
     """g^2/2 times the squared score error summed over the event: 1/2 g^2 alpha^2/sigma^4 dim, in nats per unit of t.
 
-    With times uniform on (t_min, t_max), the mean loss times (t_max - t_min) is the integral of the bound.
+    With times uniform on (t_min, t_max), the mean loss times (t_max - t_min) is the integral of the bound. Written as
+    the equal alpha (alpha sigma' - alpha' sigma)/sigma^3 dim, which is finite where alpha = 0 and g is not.
     Reference: Song, Durkan et al. 2021, arXiv:2101.09258, theorem 1.
     """
-    return event_size * process.diffusion(t) ** 2 / 2 * error_ratio(process, t, "score")
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    alpha_rate, sigma_rate = process.rates(t)
+    return event_size * (alpha / sigma) * (alpha * sigma_rate - alpha_rate * sigma) / sigma**2
 
 
 def edm(process: GaussianProcess, t: PerExample, *, sigma_data: float) -> PerExample:
-    """(r^2 + sigma_data^2)/(r sigma_data)^2, r = sigma/alpha (Karras et al. 2022, arXiv:2206.00364, table 1)."""
-    ratio = process.noise_ratio(t)
-    return (ratio**2 + sigma_data**2) / (ratio * sigma_data) ** 2
+    """(r^2 + sigma_data^2)/(r sigma_data)^2, r = sigma/alpha (Karras et al. 2022, arXiv:2206.00364, table 1).
+
+    Written without the division by alpha, as a time drawn from (t_min, 1) may round to 1.
+    """
+    return 1 / sigma_data**2 + error_ratio(process, t, "noise")
 
 
 def min_snr(process: GaussianProcess, t: PerExample, *, gamma: float) -> PerExample:
     """min(alpha^2/sigma^2, gamma); the paper takes gamma = 5 (Hang et al. 2023, arXiv:2303.09556, section 3.4)."""
+    if not gamma > 0:
+        raise ValueError(f"Expected gamma > 0, as a weight is; got {gamma=}.")
     return jnp.minimum(error_ratio(process, t, "noise"), gamma)

@@ -30,7 +30,8 @@ def precondition(network: Network, process: GaussianProcess, *, sigma_data: floa
         scale = jnp.sqrt(sigma**2 + (alpha * sigma_data) ** 2)  # the std of x_t
         c_skip = alpha * sigma_data**2 / scale**2
         c_out = sigma * sigma_data / scale
-        c_noise = jnp.log(process.noise_ratio(t)) / 4
+        # log 0 would reach the network, and c_out = 0 cannot undo a NaN
+        c_noise = jnp.log(jnp.maximum(process.noise_ratio(t), jnp.finfo(t.dtype).tiny)) / 4
         output = network(x_t / expand_to(scale, x_t), c_noise)
         return expand_to(c_skip, x_t) * x_t + expand_to(c_out, x_t) * output
 

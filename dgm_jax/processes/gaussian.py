@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from dgm_jax.numerics import check_data, check_times, expand_to, known
 from dgm_jax.typing import Data, PerExample, TimeFunction
 
-Times = Float[Array, "..."] | float | int  # a Python number or an array, elementwise
+Times = Float[Array, "..."] | Float[np.ndarray, "..."] | float | int | np.floating  # elementwise
 
 
 @dataclass(frozen=True)

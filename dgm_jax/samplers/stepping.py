@@ -43,6 +43,11 @@ def integrate(
         max_steps: None is the grid's length, or 4,096 with a controller.
     """
     fixed = controller is None
+    if isinstance(controller, diffrax.PIDController) and not isinstance(solver, diffrax.AbstractAdaptiveSolver):
+        raise ValueError(
+            "Expected a solver with an error estimate (Heun, Tsit5, SPaRK, ...), as a controller adapts steps to it; "
+            f"got {solver}."
+        )
     # the state at t1 costs no interpolation; a path is read off the solver's interpolation at the grid's points
     saveat = diffrax.SaveAt(ts=clock) if save_path else diffrax.SaveAt(t1=True)
     solution = diffrax.diffeqsolve(

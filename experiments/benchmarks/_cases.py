@@ -1,6 +1,5 @@
 """The networks that the benchmarks sample from: random parameters, as the time does not depend on their values."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dgm_jax.networks import MLP, unet_28x28
+from dgm_jax.networks import MLP, UNet, unet_28x28
 from dgm_jax.parameterizations import Prediction, as_denoiser
 from dgm_jax.processes import GaussianProcess, variance_preserving
 from dgm_jax.typing import Denoiser
@@ -44,6 +43,11 @@ def mlp(batch: int, features: tuple[int, ...] = (128, 128, 128)) -> Case:
     return case(f"MLP {widths}, batch {batch}", MLP(features), (batch, 2))
 
 
-def unet(batch: int, net: Callable[[], nn.Module] = unet_28x28) -> Case:
-    """The quickstart's U-Net on its 28 x 28 images."""
-    return case(f"U-Net 28 x 28, batch {batch}", net(), (batch, 28, 28, 1))
+def unet(batch: int, *, net: nn.Module | None = None) -> Case:
+    """The quickstart's U-Net, or another, on 28 x 28 images."""
+    return case(f"U-Net 28 x 28, batch {batch}", unet_28x28() if net is None else net, (batch, 28, 28, 1))
+
+
+def tiny_unet() -> UNet:
+    """Compiles in a second, for smoke runs."""
+    return UNet(4, (1,), 1, groups=2, patch=4)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from dgm_jax.processes import uniform
 from dgm_jax.samplers import solve_ode, solve_sde
-from experiments.benchmarks._cases import PROCESS, Case, mlp, unet
+from experiments.benchmarks._cases import PROCESS, Case, mlp, tiny_unet, unet
 from experiments.benchmarks._table import Row, ratio_row, report
 from experiments.benchmarks._timing import rounds
 
@@ -121,10 +121,11 @@ def check_same_samples(scan_ode: np.ndarray, ode: np.ndarray, scan_sde: np.ndarr
 
 def main(config: Config) -> None:
     """Time both networks and print the table."""
+    net = tiny_unet() if config.smoke else None
     if config.smoke:
         config = replace(config, steps=20, mlp_batch=16, mlp_repeats=2, unet_batch=1, unet_repeats=1, write=False)
     table = rows(mlp(config.mlp_batch), steps=config.steps, repeats=config.mlp_repeats)
-    table += rows(unet(config.unet_batch), steps=config.steps, repeats=config.unet_repeats)
+    table += rows(unet(config.unet_batch, net=net), steps=config.steps, repeats=config.unet_repeats)
     report("against_scan", "python -m experiments.benchmarks.against_scan", table, write=config.write)
 
 

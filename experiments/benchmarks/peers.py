@@ -134,7 +134,9 @@ def unet_rows(config: Config) -> list[Row]:
         s = rounds(candidates, repeats=config.repeats, rest=config.rest)
         best = min(formats, key=lambda name: np.median(s[name]))
         table += [
-            ratio_row(f"{label}: {what}, PyTorch ({name}) / dgm_jax", s[name], s["dgm_jax"], **bound if name == best else {})
+            ratio_row(
+                f"{label}: {what}, PyTorch ({name}) / dgm_jax", s[name], s["dgm_jax"], **bound if name == best else {}
+            )
             for name in formats
         ]
     return table
@@ -168,7 +170,9 @@ def jax_step(images: Case, x: np.ndarray) -> Callable[[], object]:
     return step
 
 
-def torch_forward(network: _torch.UNet, x: np.ndarray, memory_format: torch.memory_format) -> Callable[[], torch.Tensor]:
+def torch_forward(
+    network: _torch.UNet, x: np.ndarray, memory_format: torch.memory_format
+) -> Callable[[], torch.Tensor]:
     """The network in evaluation."""
     network = copy.deepcopy(network).to(memory_format=memory_format)
     x_t = torch.tensor(x).permute(0, 3, 1, 2).contiguous(memory_format=memory_format)
@@ -213,7 +217,18 @@ def check_equal(what: str, ours: jax.Array, theirs: np.ndarray) -> None:
 def main(config: Config) -> None:
     """Time both networks and print the table."""
     if config.smoke:
-        config = replace(config, steps=10, mlp_batch=16, unet_batch=4, channels=8, blocks=1, repeats=1, rest=0.0)
+        config = replace(
+            config,
+            steps=10,
+            mlp_batch=16,
+            unet_batch=4,
+            channels=8,
+            multipliers=(1,),
+            blocks=1,
+            attention=(),
+            repeats=1,
+            rest=0.0,
+        )
     jax.config.update("jax_num_cpu_devices", cores())
     torch.set_num_threads(cores())
     rows = ddim_rows(config) + unet_rows(config)

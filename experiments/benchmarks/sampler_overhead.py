@@ -26,7 +26,7 @@ from jaxtyping import Float
 
 from dgm_jax.processes import uniform
 from dgm_jax.samplers import sample_ode, sample_sde
-from experiments.benchmarks._cases import PROCESS, Case, mlp, unet
+from experiments.benchmarks._cases import PROCESS, Case, mlp, tiny_unet, unet
 from experiments.benchmarks._table import Row, ratio_row, report
 from experiments.benchmarks._timing import rounds
 
@@ -95,13 +95,16 @@ def rows(case: Case, *, steps: int, repeats: int, ode_bound: float, sde_bound: f
 
 def main(config: Config) -> None:
     """Time both networks and print the table."""
+    net = tiny_unet() if config.smoke else None
     if config.smoke:
         config = replace(config, steps=3, mlp_batch=8, mlp_repeats=2, unet_batch=1, unet_repeats=1, write=False)
-    table = rows(
-        mlp(config.mlp_batch), steps=config.steps, repeats=config.mlp_repeats, ode_bound=1.10, sde_bound=1.20
-    )
+    table = rows(mlp(config.mlp_batch), steps=config.steps, repeats=config.mlp_repeats, ode_bound=1.10, sde_bound=1.20)
     table += rows(
-        unet(config.unet_batch), steps=config.steps, repeats=config.unet_repeats, ode_bound=1.03, sde_bound=1.05
+        unet(config.unet_batch, net=net),
+        steps=config.steps,
+        repeats=config.unet_repeats,
+        ode_bound=1.03,
+        sde_bound=1.05,
     )
     report("sampler_overhead", "python -m experiments.benchmarks.sampler_overhead", table, write=config.write)
 
