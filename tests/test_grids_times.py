@@ -1,4 +1,7 @@
-"""Sampling grids against the formulas that they are named for, and training-time laws by Kolmogorov-Smirnov tests."""
+"""Sampling grids against the formulas that they are named for, and training-time laws by Kolmogorov-Smirnov tests.
+
+The last tests are of what the makers of processes, grids and laws refuse.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +10,7 @@ import pytest
 from oracles import PROCESSES, last_time
 from scipy import stats
 
+from dgm_jax import processes
 from dgm_jax.processes import (
     GaussianProcess,
     karras_grid,
@@ -83,46 +87,6 @@ def test_grids_are_known_under_jit_and_traced_only_with_the_process():
     np.testing.assert_allclose(traced, karras_grid(constant, 5, t_min=1e-3), rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"n": 0}, "n >= 1.*n=0"),
-        ({"t_min": -0.1}, "t_min < t_max <= 1.*-0.1"),
-        ({"t_min": 0.5, "t_max": 0.5}, "t_min < t_max"),
-        ({"t_max": 1.5}, "t_max <= 1.*1.5"),
-        ({"t_min": float("nan")}, "0 <= t_min.*nan"),
-    ],
-)
-def test_grids_and_laws_refuse(change, message):
-    arguments = {"n": 4, "t_min": 0.1, "t_max": 0.9} | change
-    n, process = arguments.pop("n"), PROCESSES["vp"]
-    makers = [lambda: uniform(n, **arguments), lambda: karras_grid(process, n, **arguments)]
-    makers.append(lambda: log_snr_grid(process, n, **arguments))
-    if n:
-        makers += [lambda: stratified(**arguments), lambda: log_snr_uniform(process, **arguments)]
-    for make in makers:
-        with pytest.raises(ValueError, match=message):
-            make()
-
-
-def test_infinite_ends_are_refused():
-    with pytest.raises(ValueError, match=r"sigma\(t\) > 0"):
-        log_snr_grid(PROCESSES["vp"], 4, t_min=0.0, t_max=1.0)
-    with pytest.raises(ValueError, match=r"sigma\(t\) > 0"):
-        log_snr_uniform(PROCESSES["rectified"], 0.0, 0.9)
-    for make in (
-        lambda p: log_snr_grid(p, 4, t_min=0.1, t_max=1.0),
-        lambda p: karras_grid(p, 4, t_min=0.1),
-        lambda p: log_snr_uniform(p, 0.1, 1.0),
-    ):
-        with pytest.raises(ValueError, match=r"t = 1 - 1e-3"):
-            make(PROCESSES["cosine"])
-    with pytest.raises(ValueError, match="rho > 0"):
-        karras_grid(PROCESSES["vp"], 4, t_min=0.1, rho=0.0)
-    with pytest.raises(ValueError, match="std > 0"):
-        log_normal(PROCESSES["vp"], -1.2, 0.0)
-
-
 def laws(name):
     """Each law with the distribution function of a statistic of t, and that statistic."""
     process, t_max = PROCESSES[name], last_time(name)
@@ -184,3 +148,59 @@ def test_laws_take_the_default_dtype_and_legacy_keys():
     with jax.enable_x64(True):
         for kind, law, _, _ in laws("vp"):
             assert law(jax.random.key(1), 4).dtype == jnp.float64, kind
+
+
+CONSTRUCTORS = {
+    processes.variance_preserving: [(0.0, 1.0), (-0.1, 1.0), (20.0, 0.1), (np.nan, 1.0), (0.1, np.nan)],
+    processes.sub_variance_preserving: [(0.0, 1.0), (20.0, 0.1)],
+    processes.variance_exploding: [(0.0, 1.0), (1.0, 1.0), (50.0, 0.01), (-1.0, 1.0), (0.01, np.nan)],
+    processes.karras: [(0.0, 1.0), (80.0, 0.002), (0.002, 80.0, 0.0), (0.002, 80.0, -7.0)],
+    processes.cosine: [(-0.008,), (np.nan,)],
+    processes.from_betas: [(np.array(b),) for b in ([0.1, 1.0], [0.0, 0.1], [-0.1], [np.nan], [])],
+}
+
+
+@pytest.mark.parametrize(("make", "arguments"), [(make, a) for make, rows in CONSTRUCTORS.items() for a in rows])
+def test_constructors_refuse(make, arguments):
+    with pytest.raises(ValueError, match=r"^Expected .*, as .*; got .*\.$"):
+        make(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n": 0}, "n >= 1.*n=0"),
+        ({"t_min": -0.1}, "t_min < t_max <= 1.*-0.1"),
+        ({"t_min": 0.5, "t_max": 0.5}, "t_min < t_max"),
+        ({"t_max": 1.5}, "t_max <= 1.*1.5"),
+        ({"t_min": float("nan")}, "0 <= t_min.*nan"),
+    ],
+)
+def test_grids_and_laws_refuse(change, message):
+    arguments = {"n": 4, "t_min": 0.1, "t_max": 0.9} | change
+    n, process = arguments.pop("n"), PROCESSES["vp"]
+    makers = [lambda: uniform(n, **arguments), lambda: karras_grid(process, n, **arguments)]
+    makers.append(lambda: log_snr_grid(process, n, **arguments))
+    if n:
+        makers += [lambda: stratified(**arguments), lambda: log_snr_uniform(process, **arguments)]
+    for make in makers:
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
+def test_infinite_ends_are_refused():
+    with pytest.raises(ValueError, match=r"sigma\(t\) > 0"):
+        log_snr_grid(PROCESSES["vp"], 4, t_min=0.0, t_max=1.0)
+    with pytest.raises(ValueError, match=r"sigma\(t\) > 0"):
+        log_snr_uniform(PROCESSES["rectified"], 0.0, 0.9)
+    for make in (
+        lambda p: log_snr_grid(p, 4, t_min=0.1, t_max=1.0),
+        lambda p: karras_grid(p, 4, t_min=0.1),
+        lambda p: log_snr_uniform(p, 0.1, 1.0),
+    ):
+        with pytest.raises(ValueError, match=r"t = 1 - 1e-3"):
+            make(PROCESSES["cosine"])
+    with pytest.raises(ValueError, match="rho > 0"):
+        karras_grid(PROCESSES["vp"], 4, t_min=0.1, rho=0.0)
+    with pytest.raises(ValueError, match="std > 0"):
+        log_normal(PROCESSES["vp"], -1.2, 0.0)

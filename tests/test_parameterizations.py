@@ -186,7 +186,7 @@ def edm_table(ratio, sigma_data):
 def test_preconditioning_is_edms_table_on_x_t_over_alpha(name):
     process, sigma_data = PROCESSES[name], 0.5
     with jax.enable_x64(True):
-        x_0, t, noise, x_t = inputs(name, t_min=0.002)
+        _, t, _, x_t = inputs(name, t_min=0.002)
         seen = {}
 
         def residual(scaled, c_noise):

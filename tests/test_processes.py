@@ -103,9 +103,8 @@ def test_everything_against_the_papers(name, x64):
     # float64: the papers' 1 - alpha^2 itself cancels at t = 1e-4
     relative = dict.fromkeys(expected, 1e-9 if x64 else 2e-5)
     # 1/r' changes by its own size over distances of min(t, 1 - t), and t is known to eps at best
-    relative |= dict.fromkeys(
-        ("time_at_rate", "bisection_rate"), relative["alpha"] + eps / np.minimum(exact_t, 1 - exact_t)
-    )
+    wide = relative["alpha"] + eps / np.minimum(exact_t, 1 - exact_t)
+    relative |= dict.fromkeys(("time_at_rate", "bisection_rate"), wide)
     absolute = dict.fromkeys(expected, 1e-30)
     absolute |= dict.fromkeys(("time_at", "bisection"), 4 * eps * sigma / alpha / rise)  # r is known to eps at best
     absolute["sigma_rate"] = 2 * eps * np.abs(f) * sigma  # sigma' = g^2/(2 sigma) + f sigma, which cancel at t = 1
@@ -164,8 +163,7 @@ def test_time_zero(name, x64):
 
 
 def test_cosine_without_offset_starts_at_finite_speed():
-    alpha_rate, sigma_rate = processes.cosine(offset=0.0).rates(jnp.zeros(1))
-    np.testing.assert_allclose([alpha_rate[0], sigma_rate[0]], [0.0, np.pi / 2], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(processes.cosine(offset=0.0).rates(0.0), [0.0, np.pi / 2], rtol=1e-5, atol=1e-7)
 
 
 @ALL
@@ -202,8 +200,7 @@ def test_no_signal_at_one_is_refused_with_a_way_out(name):
             refused()
     with pytest.raises(ValueError, match=r"log signal-to-noise.*t = 1 - 1e-3"):
         process.log_snr(1.0)
-    assert np.isfinite(process.diffusion(last_time(name)))
-    assert float(process.alpha(jnp.asarray(1.0))) == 0.0
+    assert float(process.alpha(jnp.asarray(1.0))) == 0.0 < float(process.diffusion(last_time(name))) < np.inf
     assert np.isfinite(jax.jit(process.rates)(jnp.ones(1))).all()
 
 
@@ -229,22 +226,6 @@ def test_perturbed_moments(name):
     alpha, sigma, _, _ = papers(name, 0.4003)
     assert (np.abs(x_t.mean(0) - alpha * np.array([1.5, -0.7])) < 4 * sigma / np.sqrt(n)).all()
     assert (np.abs(x_t.var(0) - sigma**2) < 4 * sigma**2 * np.sqrt(2 / n)).all()
-
-
-CONSTRUCTORS = {
-    processes.variance_preserving: [(0.0, 1.0), (-0.1, 1.0), (20.0, 0.1), (np.nan, 1.0), (0.1, np.nan)],
-    processes.sub_variance_preserving: [(0.0, 1.0), (20.0, 0.1)],
-    processes.variance_exploding: [(0.0, 1.0), (1.0, 1.0), (50.0, 0.01), (-1.0, 1.0), (0.01, np.nan)],
-    processes.karras: [(0.0, 1.0), (80.0, 0.002), (0.002, 80.0, 0.0), (0.002, 80.0, -7.0)],
-    processes.cosine: [(-0.008,), (np.nan,)],
-    processes.from_betas: [(np.array(b),) for b in ([0.1, 1.0], [0.0, 0.1], [-0.1], [np.nan], [])],
-}
-
-
-@pytest.mark.parametrize(("make", "arguments"), [(make, a) for make, rows in CONSTRUCTORS.items() for a in rows])
-def test_constructors_refuse(make, arguments):
-    with pytest.raises(ValueError, match=r"^Expected .*, as .*; got .*\.$"):
-        make(*arguments)
 
 
 BAD_INPUTS = {

@@ -79,7 +79,8 @@ def solve_sde(
 
     clock = direction * (system.clock(plan.ts) - origin)
     if brownian is None:
-        brownian = _brownian_path(x, key, clock, solver, consistent=controller is not None)
+        consistent = controller is not None or not isinstance(adjoint, diffrax.ForwardMode | None)
+        brownian = _brownian_path(x, key, clock, solver, consistent=consistent)
     states, evaluations, result = integrate(
         diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, brownian)),
         x * system.scale(plan.ts[0]),
@@ -140,7 +141,8 @@ def simulate_forward(
 def _brownian_path(
     x: Data, key: Keys, clock: Float[Array, " points"], solver: diffrax.AbstractSolver, *, consistent: bool
 ) -> diffrax.AbstractBrownianPath:
-    """A path per example: adaptive steps need one whose increments add up, fixed steps do with fresh increments."""
+    """A path per example: adaptive steps and reverse mode need one that can be asked twice, at ten times the price of
+    the fresh increments that fixed steps do with."""
     keys = example_keys(key, len(x))
     event = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
     if consistent:

@@ -1,1 +1,1 @@
-"""What the library costs: ratios against the bare network, a hand-written loop, and peers; facts of compiled programs."""
+"""What the library costs, as ratios to the bare network, to a hand-written loop and to peers; compiled facts."""

@@ -25,7 +25,8 @@ class Case(NamedTuple):
 
     def denoiser(self, params: Any, process: GaussianProcess = PROCESS, prediction: Prediction = "v") -> Denoiser:
         """The denoiser with these parameters."""
-        return as_denoiser(partial(self.net.apply, params), process, prediction=prediction)
+        apply: Any = self.net.apply
+        return as_denoiser(partial(apply, params), process, prediction=prediction)
 
 
 def case(name: str, net: nn.Module, shape: tuple[int, ...]) -> Case:

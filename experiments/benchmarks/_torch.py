@@ -5,6 +5,8 @@ Images are [batch, channels, height, width], PyTorch's own order. Layers are PyT
 norm, scaled dot-product attention).
 """
 
+# pyright: reportMissingImports=false
+# torch comes with the extra "bench" alone.
 from collections.abc import Mapping, Sequence
 from typing import Any
 

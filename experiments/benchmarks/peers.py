@@ -16,10 +16,13 @@ Time: about 4 minutes on 2 cores. Expected: DDIM at least 1.8, forward above 1, 
 see docs/benchmarks.md.
 """
 
+# pyright: reportMissingImports=false
+# torch and diffusers come with the extra "bench" alone.
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import diffrax
 import jax
@@ -48,7 +51,7 @@ LEARNING_RATE = 1e-3
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes of the run; `--smoke` is seconds and writes nothing."""
+    """Sizes of the run; `--smoke` takes seconds, writes nothing, and its ratios mean nothing."""
 
     steps: int = 100
     mlp_batch: int = 4096
@@ -121,8 +124,8 @@ def unet_rows(config: Config) -> list[Row]:
 
     x = np.random.default_rng(1).normal(size=images.shape).astype(np.float32)
     formats = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
-    forward = {"dgm_jax": jax_forward(images, x)}
-    step = {"dgm_jax": jax_step(images, x)}
+    forward: dict[str, Callable[[], Any]] = {"dgm_jax": jax_forward(images, x)}
+    step: dict[str, Callable[[], Any]] = {"dgm_jax": jax_step(images, x)}
     for name, memory_format in formats.items():
         forward[name] = torch_forward(network, x, memory_format)
         step[name] = torch_step(network, x, memory_format)

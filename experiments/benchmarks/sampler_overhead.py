@@ -33,7 +33,7 @@ from experiments.benchmarks._timing import rounds
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes of the run; `--smoke` is seconds and writes nothing."""
+    """Sizes of the run; `--smoke` takes seconds, writes nothing, and its ratios mean nothing."""
 
     steps: int = 100
     mlp_batch: int = 4096

@@ -1,0 +1,187 @@
+"""One contract for every loss, sampler and likelihood: functions of (params, x, keys) with one row per example.
+
+Each is run with a small MLP, its parameters an argument, so that what is tested is the use that researchers make.
+"""
+
+from functools import partial
+
+import chex
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import PROCESSES
+
+from dgm_jax.likelihood import dequantize, log_likelihood
+from dgm_jax.losses import denoising_error, diffusion_loss, weights
+from dgm_jax.numerics import normal_like
+from dgm_jax.parameterizations import as_denoiser, error_ratio, precondition
+from dgm_jax.processes import uniform
+from dgm_jax.samplers import sample_ode, sample_sde, simulate_forward, solve_ode, solve_sde
+from dgm_jax.training import parallel
+
+BATCH, DIM, WIDTH = 32, 3, 16
+VP = PROCESSES["vp"]
+TS = uniform(6, t_min=0.05, t_max=0.95)
+
+
+def network(params, x_t, t):
+    hidden = jnp.tanh(x_t @ params["in"] + t[:, None] * params["time"][None])
+    return jnp.tanh(hidden @ params["middle"]) @ params["out"]
+
+
+def denoiser(params, process=VP):
+    return as_denoiser(partial(network, params), process, prediction="v")
+
+
+def loss(params, x, keys, *, weight, process=VP):
+    return diffusion_loss(denoiser(params, process), process, x, keys, weight=partial(weight, process))
+
+
+def dropped(levels):
+    return lambda params, x, keys: dequantize((jnp.abs(x) * 4).astype(jnp.int32), keys, levels=levels)
+
+
+ADAPTIVE = {"solver": diffrax.Heun(), "controller": diffrax.PIDController(rtol=1e-2, atol=1e-2)}
+CASES = {
+    "diffusion_loss, simple": partial(loss, weight=weights.simple),
+    "diffusion_loss, ncsn on VE": partial(loss, weight=weights.ncsn, process=PROCESSES["ve"]),
+    "diffusion_loss, likelihood": partial(loss, weight=partial(weights.likelihood, event_size=DIM)),
+    "diffusion_loss, edm": partial(loss, weight=partial(weights.edm, sigma_data=0.5)),
+    "diffusion_loss, min_snr": partial(loss, weight=partial(weights.min_snr, gamma=5.0)),
+    "diffusion_loss, flow matching": partial(
+        loss, weight=partial(error_ratio, prediction="velocity"), process=PROCESSES["rectified"]
+    ),
+    "denoising_error": lambda params, x, keys: denoising_error(
+        denoiser(params), VP, x, jnp.full(len(x), 0.3, x.dtype), normal_like(keys, x)
+    ),
+    "precondition": lambda params, x, keys: precondition(partial(network, params), PROCESSES["karras"], sigma_data=0.5)(
+        x, jnp.full(len(x), 0.3, x.dtype)
+    ),
+    "solve_ode": lambda params, x, keys: solve_ode(denoiser(params), VP, x, ts=TS).x,
+    "solve_ode, encoding": lambda params, x, keys: solve_ode(denoiser(params), VP, x, ts=TS[::-1]).x,
+    "sample_ode, noise": lambda params, x, keys: sample_ode(
+        denoiser(params), VP, keys, x.shape, ts=TS.astype(x.dtype), coordinates="noise", solver=diffrax.Euler()
+    ).x,
+    "sample_ode, data": lambda params, x, keys: sample_ode(
+        denoiser(params), VP, keys, x.shape, ts=TS.astype(x.dtype), coordinates="data"
+    ).x,
+    "solve_sde": lambda params, x, keys: solve_sde(denoiser(params), VP, x, keys, ts=TS).x,
+    "sample_sde, noise": lambda params, x, keys: sample_sde(
+        denoiser(params), VP, keys, x.shape, ts=TS.astype(x.dtype), coordinates="noise", stochasticity=0.5
+    ).x,
+    "simulate_forward": lambda params, x, keys: simulate_forward(VP, x, keys, ts=TS[::-1]).x,
+    "log_likelihood": lambda params, x, keys: log_likelihood(denoiser(params), VP, x, ts=TS[::-1]),
+    "log_likelihood, Hutchinson": lambda params, x, keys: log_likelihood(
+        denoiser(params), VP, x, keys, ts=TS[::-1], probes=2
+    ),
+    "dequantize": dropped(256),
+}
+COUPLED = {  # an adaptive controller takes the batch's worst example, so examples share their steps
+    "solve_ode, adaptive": lambda params, x, keys: solve_ode(denoiser(params), VP, x, ts=TS, **ADAPTIVE).x,
+    "solve_sde, adaptive": lambda params, x, keys: solve_sde(denoiser(params), VP, x, keys, ts=TS, **ADAPTIVE).x,
+}
+EVERY = CASES | COUPLED
+
+
+def arguments(dtype=np.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = {"in": (DIM, WIDTH), "time": (WIDTH,), "middle": (WIDTH, WIDTH), "out": (WIDTH, DIM)}
+    params = {name: jnp.asarray(0.3 * rng.standard_normal(shape), dtype) for name, shape in shapes.items()}
+    x = jnp.asarray(0.5 * rng.standard_normal((BATCH, DIM)) + 0.3, dtype)
+    return params, x, jax.random.split(jax.random.key(seed), BATCH)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_pure_and_traced_once(name):
+    """The same arguments give the same bits; new parameters, data and keys give others without a new trace."""
+    chex.clear_trace_counter()
+    case = EVERY[name]
+    function = jax.jit(chex.assert_max_traces(lambda *args: case(*args), n=1))
+    first, again, other = function(*arguments()), function(*arguments()), function(*arguments(seed=1))
+    np.testing.assert_array_equal(first, again)
+    assert np.isfinite(first).all()
+    assert not np.array_equal(first, other)
+    assert len(first) == BATCH
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rows_depend_on_their_own_example_and_key(name):
+    """Permuting examples with their keys permutes the rows; a slice of both gives the slice."""
+    function, (params, x, keys) = jax.jit(CASES[name]), arguments()
+    rows = function(params, x, keys)
+    order = np.random.default_rng(0).permutation(BATCH)
+    np.testing.assert_allclose(function(params, x[order], keys[order]), rows[order], rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(function(params, x[:3], keys[:3]), rows[:3], rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_vmap_over_parameters(name):
+    with jax.enable_x64(True):  # in float32 rounding alone flips an adaptive step's acceptance
+        both = [arguments(np.float64)[0], arguments(np.float64, seed=1)[0]]
+        _, x, keys = arguments(np.float64)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *both)
+        mapped = jax.jit(jax.vmap(EVERY[name], in_axes=(0, None, None)))(stacked, x, keys)
+        single = jax.jit(EVERY[name])
+        for i, params in enumerate(both):
+            np.testing.assert_allclose(mapped[i], single(params, x, keys), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_precision_is_the_inputs(name):
+    """float32 in, float32 out; float64 in, float64 out."""
+    with jax.enable_x64(True):
+        for dtype in (np.float32, np.float64):
+            out = jax.eval_shape(CASES[name], *arguments(dtype))
+            assert out.dtype == (np.float64 if name == "dequantize" else dtype)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "loss" in name or "error" in name])
+def test_losses_have_finite_gradients(name):
+    params, x, keys = arguments()
+    gradient = jax.jit(jax.grad(lambda params: CASES[name](params, x, keys).mean()))(params)
+    chex.assert_tree_all_finite(gradient)
+    assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("kind", ["ode", "sde"])
+def test_samplers_have_the_gradient_of_finite_differences(kind):
+    with jax.enable_x64(True):
+        params, x, keys = arguments(np.float64)
+
+        def objective(scale):
+            options = {"ts": TS, "adjoint": diffrax.DirectAdjoint()}
+            scaled = denoiser(jax.tree.map(lambda leaf: leaf * scale, params))
+            if kind == "ode":
+                return jnp.mean(solve_ode(scaled, VP, x, **options).x ** 2)
+            return jnp.mean(solve_sde(scaled, VP, x, keys, **options).x ** 2)
+
+        value, gradient = jax.jit(objective), jax.jit(jax.grad(objective))(1.0)
+        difference = (value(1 + 1e-5) - value(1 - 1e-5)) / 2e-5
+        np.testing.assert_allclose(gradient, difference, rtol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("name", ["sample_ode, noise", "sample_sde, noise", "solve_sde"])
+def test_any_number_of_devices_draws_the_same_samples(name, devices):
+    """To the last bit where the network's rows are: jax 0.12 picks matrix kernels by the batch's size."""
+    params, x, keys = arguments()
+    whole = jax.jit(CASES[name])(params, x, keys)
+    sampler = parallel.pmap_sampler(lambda params, keys, x: CASES[name](params, x, keys), jax.devices()[:devices])
+    split = sampler(params, keys, x)
+    if jax.__version_info__ < (0, 11):
+        np.testing.assert_array_equal(split, whole)
+    else:
+        np.testing.assert_allclose(split, whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_any_number_of_devices_has_the_same_gradient(devices):
+    params, x, keys = arguments()
+    gradient = jax.grad(lambda params, x, keys: CASES["diffusion_loss, simple"](params, x, keys).mean())
+    whole = jax.jit(gradient)(params, x, keys)
+    shards = [a.reshape(devices, -1, *a.shape[1:]) for a in (x, keys)]
+    each = jax.pmap(gradient, in_axes=(None, 0, 0), devices=jax.devices()[:devices])(params, *shards)
+    mean = jax.tree.map(lambda leaf: np.asarray(leaf).mean(0), each)
+    chex.assert_trees_all_close(mean, whole, rtol=1e-5, atol=1e-6)
