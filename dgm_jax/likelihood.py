@@ -107,7 +107,7 @@ def dequantize(x_uint: Integer[Array, " batch *event"], key: Keys, *, levels: in
     values = known(x_uint)
     if values is not None and values.size and not 0 <= values.min() <= values.max() < levels:
         raise ValueError(
-            f"Expected integers in [0, {levels}), as levels are counted; got values in [{values.min()}, {values.max()}]."
+            f"Expected integers in [0, {levels}), as levels are counted; got {values.min()} to {values.max()}."
         )
     keys = example_keys(key, len(x_uint))
     dtype = jnp.result_type(float)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from dgm_jax.typing import Data, Keys, PerExample
 
@@ -85,6 +85,15 @@ def divergence(
 
 def _dot(a: Data, b: Data) -> PerExample:
     return jnp.sum(a * b, axis=tuple(range(1, a.ndim)))
+
+
+def rounded(scalars: PyTree) -> PyTree:
+    """The scalars as they are, rounded here once and for all.
+
+    XLA may fuse a scalar's arithmetic into the array it multiplies and round it differently, in programs for many
+    devices and not in those for one. The barrier keeps samples equal to the last bit.
+    """
+    return jax.lax.optimization_barrier(scalars)
 
 
 def known(x: object) -> np.ndarray | None:

@@ -30,7 +30,7 @@ def warmup_cosine(steps: int, *, peak: float, warmup: float = 0.05) -> optax.Gra
     The rate is that of optax.warmup_cosine_decay_schedule, whose length must be known when the step is compiled.
     """
 
-    def init(_: PyTree) -> Budget:
+    def init(params: PyTree) -> Budget:
         return Budget(jnp.zeros((), jnp.int32), jnp.asarray(steps, jnp.int32))
 
     def update(updates: PyTree, state: Budget, params: PyTree = None) -> tuple[PyTree, Budget]:
@@ -39,7 +39,7 @@ def warmup_cosine(steps: int, *, peak: float, warmup: float = 0.05) -> optax.Gra
         rate = peak * jnp.where(share < warmup, share / warmup, falling)
         return jax.tree.map(lambda u: -rate * u, updates), Budget(state.made + 1, state.steps)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 
 
 def steps_that_fit(step: Step, state: TrainState, batch: PyTree, *, seconds: float, reserve: float) -> int:

@@ -1,6 +1,7 @@
 """How good are drawn digits? A classifier's certainty and an energy distance, each beside its value on real digits."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Integer, Num
@@ -54,6 +55,20 @@ def noise_floor(real: Images, sizes: tuple[int, int], *, splits: int = 20) -> tu
     orders = (rng.permutation(len(real)) for _ in range(splits))
     distances = [energy_distance(real[order[:n]], real[order[n : n + m]]) for order in orders]
     return float(np.mean(distances)), float(np.quantile(distances, 0.95))
+
+
+def show(scores: dict[str, Any]) -> None:
+    """Print the scores, each beside what real digits reach."""
+    print(f"bits/dim of held-out digits: {scores['bits_per_dim']:.3f} +- {scores['bits_standard_error']:.3f}")
+    print(f"{'digits':22}{'classifier sure':>16}{'and right':>18}{'energy distance':>18}")
+    names = {"real": "real, held out", "sde": "reverse SDE", "ode": "probability-flow ODE"}
+    for key, name in names.items():
+        row = scores[key]
+        right = f"{row['sure_and_right']:.2f} +- {row['standard_error']:.2f}"
+        print(f"{name:22}{row['sure']:16.2f}{right:>18}{row['energy_distance']:18.4f}")
+    print(
+        f"(energy distance between parts of the real digits: below {scores['real']['energy_distance_95']:.4f} in 95 %)"
+    )
 
 
 def flat(images: Images) -> Float[np.ndarray, "n pixels"]:

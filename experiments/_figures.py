@@ -1,9 +1,11 @@
 """One style for all figures: readable at a column's width, in colours that colour-blind readers can tell apart."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
+from cycler import cycler
 from matplotlib.figure import Figure
 
 # Okabe and Ito 2008, "Color universal design"
@@ -17,7 +19,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
     "#D55E00",
     "#CC79A7",
 )
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.labelsize": 9,
@@ -26,7 +28,7 @@ STYLE = {
     "legend.fontsize": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK]),
+    "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK]),
 }
 
 
@@ -36,14 +38,17 @@ def figure(width: float, height: float) -> Figure:
         return Figure(figsize=(width, height), layout="constrained")
 
 
-def save(fig: Figure, path: str | Path, *, dpi: int = 120) -> None:
-    """Write a PNG with a palette of 256 colours, which keeps images of data under 200 kB."""
+def save(fig: Figure, path: str | Path, *, dpi: int = 120, limit: int = 200_000) -> None:
+    """Write a PNG with a palette of 256 colours, or of as many fewer as keep it below `limit` bytes."""
     from PIL import Image
 
     fig.savefig(path, dpi=dpi, facecolor="white")
     with Image.open(path) as image:
-        small = image.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    small.save(path, optimize=True)
+        full = image.convert("RGB")
+    for colors in (256, 128, 64, 32, 16):
+        full.quantize(colors, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
+        if Path(path).stat().st_size < limit:
+            return
 
 
 def tiled(images: np.ndarray, columns: int) -> np.ndarray:

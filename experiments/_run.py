@@ -26,7 +26,8 @@ def virtual_devices(most: int = 8) -> None:
     XLA's small convolutions use one core per device, so a data-parallel step is what fills the cores. Their number
     is a power of two, so that batches divide. A number that the user has set is kept.
     """
-    user_set = jax.config.jax_num_cpu_devices > 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    number: int = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+    user_set = number > 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if user_set:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

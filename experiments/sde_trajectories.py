@@ -1,11 +1,23 @@
 """A one-dimensional mixture carried to noise and back: Song et al. 2021 (arXiv:2011.13456), figure 2.
 
-    python -m experiments.sde_trajectories                            # SECONDS on 2 CPU cores
+    python -m experiments.sde_trajectories            # 20 seconds on 2 CPU cores, nearly all of it compilation
 
 Paths of the SDE and lines of the probability-flow ODE over the density p_t(x), for VP, sub-VP and VE, with the exact
-score. It writes runs/sde_trajectories/trajectories.png and prints the weight of the mode at 1.2 (exactly 0.7 in the
-data) and the Wasserstein-1 distance to the data, of points drawn by the reverse SDE and by the ODE.
-EXPECTED
+score. It writes runs/sde_trajectories/trajectories.png and prints the weight of the right mode (exactly 0.7 in the
+data) and the Wasserstein-1 distance to the data of 4,000 points by each method. Mean and standard deviation over 5
+seeds; one weight has a standard error of 0.0072:
+
+    process   points by      weight              W1 to data
+    VP        SDE            0.7014 +- 0.0052    0.0126 +- 0.0056
+    VP        ODE            0.7016 +- 0.0057    0.0128 +- 0.0058
+    sub-VP    SDE            0.6971 +- 0.0042    0.0124 +- 0.0039
+    sub-VP    ODE            0.6941 +- 0.0125    0.0282 +- 0.0127
+    VE        SDE            0.7048 +- 0.0037    0.0156 +- 0.0077
+    VE        ODE            0.6929 +- 0.0084    0.0238 +- 0.0121
+              exact draws    0.6978 +- 0.0085    0.0191 +- 0.0102
+
+A point drawn by the ODE keeps its rank, so what the prior N(0, sigma(1)^2) neglects of the data's mean, 0.54, shifts
+the weight: by 0.004 under VE with sigma(1) = 50, and by 0.02 were sigma(1) = 10.
 """
 
 from dataclasses import dataclass
@@ -84,12 +96,12 @@ def draw(process: GaussianProcess, points: int, steps: int, key: Array) -> dict[
         "reverse SDE": sample_sde(denoise, process, key_sde, (points, 1), ts=fine, save_path=True),
         "reverse ODE": sample_ode(denoise, process, key_ode, (points, 1), ts=coarse, save_path=True),
     }
-    return {name: solve.path[..., 0] for name, solve in solves.items()}
+    return {name: jnp.asarray(solve.path)[..., 0] for name, solve in solves.items()}
 
 
 def grids(steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Falling times for Euler-Maruyama, and a tenth as many for Heun on the ODE."""
-    return uniform(steps, t_min=T_MIN), uniform(steps // 10, t_min=T_MIN)
+    return np.asarray(uniform(steps, t_min=T_MIN)), np.asarray(uniform(steps // 10, t_min=T_MIN))
 
 
 def weight_of_right_mode(x: np.ndarray) -> tuple[float, float]:
@@ -143,17 +155,20 @@ def main(config: Config) -> None:
 
 def plot(draws: dict[str, dict[str, np.ndarray]], config: Config, path: Path) -> None:
     """One row per process: data, forward in time, noise, in reverse, data again."""
-    import matplotlib as mpl
+    import matplotlib
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     from experiments._figures import SKY, STYLE, VERMILION, figure, save
 
     fine, coarse = grids(config.steps)
-    with mpl.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):
         fig = figure(9.0, 6.6)
         grid = fig.subplots(3, 5, width_ratios=[0.7, 3, 0.7, 3, 0.7], sharey="row")
         for axes, (name, process) in zip(grid, PROCESSES.items(), strict=True):
             found = draws[name]
-            spread = float(jnp.sqrt(process.variance(1.0) + process.alpha(1.0) ** 2))
+            end = jnp.ones(())
+            spread = float(jnp.sqrt(process.variance(end) + process.alpha(end) ** 2))
             limit = 3.2 * max(spread, 1.0)
             ends = {
                 0: ("data", T_MIN, None),
@@ -178,10 +193,10 @@ def plot(draws: dict[str, dict[str, np.ndarray]], config: Config, path: Path) ->
                 axes[0].set_yscale("asinh", linear_width=2.0)
                 axes[0].set_yticks([-100, -20, -5, 0, 5, 20, 100], ["-100", "-20", "-5", "0", "5", "20", "100"])
         handles = [
-            mpl.lines.Line2D([], [], color=SKY, label="SDE path"),
-            mpl.lines.Line2D([], [], color="0.85", label="probability-flow ODE"),
-            mpl.lines.Line2D([], [], color=VERMILION, label="exact density"),
-            mpl.patches.Patch(color="0.7", label="end points of the SDE"),
+            Line2D([], [], color=SKY, label="SDE path"),
+            Line2D([], [], color="0.85", label="probability-flow ODE"),
+            Line2D([], [], color=VERMILION, label="exact density"),
+            Patch(color="0.7", label="end points of the SDE"),
         ]
         fig.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
         save(fig, path)

@@ -73,8 +73,9 @@ class Mixture:
             means = jnp.asarray(self.means, x_t.dtype)[None]
             covariances = jnp.asarray(self.covariances, x_t.dtype)[None]
             alpha = process.alpha(t)[:, None, None]
-            posterior = means + alpha * jnp.einsum("bkij,bkj->bki", jnp.broadcast_to(
-                covariances, (len(x_t), *covariances.shape[1:])), solved)
+            posterior = means + alpha * jnp.einsum(
+                "bkij,bkj->bki", jnp.broadcast_to(covariances, (len(x_t), *covariances.shape[1:])), solved
+            )
             return jnp.sum(share[..., None] * posterior, axis=1)
 
         return exact
@@ -106,7 +107,9 @@ GAUSSIAN = Mixture(
 MIXTURE = Mixture(
     weights=np.array([0.2, 0.5, 0.3]),
     means=np.array([[-1.5, 0.4], [1.2, 0.9], [0.3, -1.6]]),
-    covariances=np.array([[[0.04, 0.01], [0.01, 0.09]], [[0.09, -0.02], [-0.02, 0.04]], [[0.0625, 0.0], [0.0, 0.0225]]]),
+    covariances=np.array(
+        [[[0.04, 0.01], [0.01, 0.09]], [[0.09, -0.02], [-0.02, 0.04]], [[0.0625, 0.0], [0.0, 0.0225]]]
+    ),
 )
 
 

@@ -44,7 +44,10 @@ CASES = {
     "grid beyond one": (lambda: solve_ode(never, VP, X, ts=np.array([1.5, 0.5])), r"ts in \[0, 1\].* 1.5"),
     "grid of one point": (lambda: sample_ode(never, VP, KEY, (3, 2), ts=np.array([1.0])), "at least 2 points"),
     "grid of rank two": (lambda: solve_ode(never, VP, X, ts=TS[None]), "at least 2 points"),
-    "rising grid for the reverse SDE": (lambda: sample_sde(never, VP, KEY, (3, 2), ts=TS[::-1]), "falling.*simulate_forward"),
+    "rising grid for the reverse SDE": (
+        lambda: sample_sde(never, VP, KEY, (3, 2), ts=TS[::-1]),
+        "falling.*simulate_forward",
+    ),
     "falling grid for the forward SDE": (lambda: simulate_forward(VP, X, KEY, ts=TS), "rising.*solve_sde"),
     "encoding from zero": (lambda: solve_ode(never, VP, X, ts=np.array([0.0, 0.5])), "sigma > 0.*1e-3"),
     "straight to zero": (lambda: solve_ode(never, VP, X, ts=np.array([0.5, 0.0])), "at least 3 points"),

@@ -61,16 +61,18 @@ CASES = {
     ),
     "solve_ode": lambda params, x, keys: solve_ode(denoiser(params), VP, x, ts=TS).x,
     "solve_ode, encoding": lambda params, x, keys: solve_ode(denoiser(params), VP, x, ts=TS[::-1]).x,
-    "sample_ode, noise": lambda params, x, keys: sample_ode(
-        denoiser(params), VP, keys, x.shape, ts=TS.astype(x.dtype), coordinates="noise", solver=diffrax.Euler()
-    ).x,
-    "sample_ode, data": lambda params, x, keys: sample_ode(
-        denoiser(params), VP, keys, x.shape, ts=TS.astype(x.dtype), coordinates="data"
-    ).x,
+    "sample_ode, noise": lambda params, x, keys: (
+        sample_ode(
+            denoiser(params), VP, keys, x.shape, ts=TS.astype(x.dtype), coordinates="noise", solver=diffrax.Euler()
+        ).x
+    ),
+    "sample_ode, data": lambda params, x, keys: (
+        sample_ode(denoiser(params), VP, keys, x.shape, ts=TS.astype(x.dtype), coordinates="data").x
+    ),
     "solve_sde": lambda params, x, keys: solve_sde(denoiser(params), VP, x, keys, ts=TS).x,
-    "sample_sde, noise": lambda params, x, keys: sample_sde(
-        denoiser(params), VP, keys, x.shape, ts=TS.astype(x.dtype), coordinates="noise", stochasticity=0.5
-    ).x,
+    "sample_sde, noise": lambda params, x, keys: (
+        sample_sde(denoiser(params), VP, keys, x.shape, ts=TS.astype(x.dtype), coordinates="noise", stochasticity=0.5).x
+    ),
     "simulate_forward": lambda params, x, keys: simulate_forward(VP, x, keys, ts=TS[::-1]).x,
     "log_likelihood": lambda params, x, keys: log_likelihood(denoiser(params), VP, x, ts=TS[::-1]),
     "log_likelihood, Hutchinson": lambda params, x, keys: log_likelihood(
@@ -116,9 +118,10 @@ def test_rows_depend_on_their_own_example_and_key(name):
     np.testing.assert_allclose(function(params, x[:3], keys[:3]), rows[:3], rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", [*CASES, "solve_ode, adaptive"])
 def test_vmap_over_parameters(name):
-    with jax.enable_x64(True):  # in float32 rounding alone flips an adaptive step's acceptance
+    """Adaptive SDEs are left out: a Brownian path is so rough that rounding alone moves their steps."""
+    with jax.enable_x64(True):  # in float32 rounding can flip an adaptive step's acceptance
         both = [arguments(np.float64)[0], arguments(np.float64, seed=1)[0]]
         _, x, keys = arguments(np.float64)
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *both)
@@ -163,17 +166,19 @@ def test_samplers_have_the_gradient_of_finite_differences(kind):
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
-@pytest.mark.parametrize("name", ["sample_ode, noise", "sample_sde, noise", "solve_sde"])
+@pytest.mark.parametrize("name", ["solve_ode", "sample_ode, noise", "solve_sde", "sample_sde, noise"])
 def test_any_number_of_devices_draws_the_same_samples(name, devices):
-    """To the last bit where the network's rows are: jax 0.12 picks matrix kernels by the batch's size."""
+    """ODE samples to the last bit; SDE samples to a rounding, as XLA contracts the noise's product and sum or not.
+
+    From jax 0.11 on, matrix kernels too depend on the number of rows.
+    """
     params, x, keys = arguments()
     whole = jax.jit(CASES[name])(params, x, keys)
     sampler = parallel.pmap_sampler(lambda params, keys, x: CASES[name](params, x, keys), jax.devices()[:devices])
     split = sampler(params, keys, x)
-    if jax.__version_info__ < (0, 11):
+    np.testing.assert_allclose(split, whole, rtol=1e-6, atol=1e-6)
+    if "ode" in name and jax.__version_info__ < (0, 11):
         np.testing.assert_array_equal(split, whole)
-    else:
-        np.testing.assert_allclose(split, whole, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])

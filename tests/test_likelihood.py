@@ -29,7 +29,8 @@ def test_exact_trace_gives_the_exact_density(name):
         x_0 = jnp.asarray(MIXTURE.sample(rng, 16, np.float64))
         exact, prior_bias = exact_and_bias(MIXTURE, process, name, x_0, low)
         ts = log_snr_grid(process, 200, t_min=low, t_max=last_time(name))[::-1]
-        nats = jax.jit(lambda x: log_likelihood(MIXTURE.denoise(process), process, x, ts=ts, solver=diffrax.Bosh3()))(x_0)
+        denoise = MIXTURE.denoise(process)
+        nats = jax.jit(lambda x: log_likelihood(denoise, process, x, ts=ts, solver=diffrax.Bosh3()))(x_0)
         # stated error of the grid: third order in the log-SNR step
         high, end = (float(process.log_snr(t)) for t in (ts[0], ts[-1]))
         step = (high - end) / 200
@@ -40,9 +41,11 @@ def test_adaptive_steps_hold_the_tolerance_for_each_example():
     with jax.enable_x64(True):
         process = PROCESSES["vp"]
         x_0 = jnp.asarray(np.concatenate([[[9.0, -7.0]], GAUSSIAN.sample(np.random.default_rng(1), 7, np.float64)]))
-        options = dict(
-            ts=np.array([1e-3, 1.0]), solver=diffrax.Tsit5(), controller=diffrax.PIDController(rtol=1e-7, atol=1e-7)
-        )
+        options = {
+            "ts": np.array([1e-3, 1.0]),
+            "solver": diffrax.Tsit5(),
+            "controller": diffrax.PIDController(rtol=1e-7, atol=1e-7),
+        }
         evaluate = jax.jit(lambda x: log_likelihood(GAUSSIAN.denoise(process), process, x, **options))
         exact, prior_bias = exact_and_bias(GAUSSIAN, process, "vp", x_0, 1e-3)
         # the outlier ends tens of standard deviations out, where the prior's mismatch counts once more
@@ -63,7 +66,8 @@ def test_hutchinson_is_unbiased():
     error = float(jnp.mean(estimates) - exact[0])
     assert abs(error) < 4 * float(jnp.std(estimates)) / np.sqrt(2000)
     assert float(jnp.std(estimates)) > 1e-3  # the field's Jacobian is not diagonal: probes do differ
-    mean_of_four = jax.jit(lambda x: log_likelihood(denoise, process, x, jax.random.key(3), ts=ts, probes=4))(many[:500])
+    four = jax.jit(lambda x: log_likelihood(denoise, process, x, jax.random.key(3), ts=ts, probes=4))
+    mean_of_four = four(many[:500])
     assert abs(float(jnp.mean(mean_of_four) - exact[0])) < 4 * float(jnp.std(mean_of_four)) / np.sqrt(500)
 
 

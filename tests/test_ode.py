@@ -1,5 +1,7 @@
 """The probability-flow ODE against its closed form for Gaussian data, in every process and coordinate system."""
 
+import itertools
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -49,7 +51,7 @@ def test_the_flow_of_gaussian_data_is_its_closed_form(name, coordinates):
 
     @jax.jit
     def there_and_back(x):
-        options = dict(solver=diffrax.Tsit5(), coordinates=coordinates, controller=controller)
+        options = {"solver": diffrax.Tsit5(), "coordinates": coordinates, "controller": controller}
         data = solve_ode(GAUSSIAN.denoise(process), process, x, ts=np.asarray(ts), **options)
         noise = solve_ode(GAUSSIAN.denoise(process), process, data.x, ts=np.asarray(ts)[::-1], **options)
         return data, noise
@@ -92,7 +94,7 @@ def test_euler_in_noise_coordinates_is_ddim():
     ts = karras_grid(process, 20, t_min=1e-3)
     x = jnp.asarray(X)
     expected = x
-    for t, s in zip(ts[:-1], ts[1:], strict=True):
+    for t, s in itertools.pairwise(ts):
         t, s = jnp.full(len(x), t), jnp.full(len(x), s)
         estimate = denoise(expected, t)
         noise = (expected - process.alpha(t)[:, None] * estimate) / process.sigma(t)[:, None]
@@ -106,9 +108,7 @@ def test_euler_in_noise_coordinates_is_ddim():
 def test_samples_have_the_mixtures_mean_covariance_and_weights(name):
     process, n = PROCESSES[name], 4000
     ts = log_snr_grid(process, 48, t_min=1e-3, t_max=last_time(name))
-    draw = jax.jit(
-        lambda key: sample_ode(MIXTURE.denoise(process), process, key, (n, 2), ts=ts, coordinates="noise").x
-    )
+    draw = jax.jit(lambda key: sample_ode(MIXTURE.denoise(process), process, key, (n, 2), ts=ts, coordinates="noise").x)
     x = np.asarray(draw(jax.random.key(1)))
     # stated bias: x at ts[0] has mean alpha m and variance alpha^2 C + sigma^2 I where the prior has 0 and sigma^2 I
     alpha, sigma = float(process.alpha(jnp.asarray(ts[0]))), float(process.sigma(ts[0]))
@@ -140,9 +140,7 @@ def test_evaluations_are_the_networks_calls(solver, adaptive):
         jax.debug.callback(lambda: calls.append(1))
         return exact(x, t)
 
-    result = solve(
-        counted, process, jnp.asarray(X), ts=uniform(10, t_min=0.0), solver=solver, controller=controller
-    )
+    result = solve(counted, process, jnp.asarray(X), ts=uniform(10, t_min=0.0), solver=solver, controller=controller)
     jax.block_until_ready(result.x)
     jax.effects_barrier()
     assert int(result.evaluations) == len(calls)
@@ -169,7 +167,7 @@ def test_each_example_keeps_its_tolerance_whatever_its_batch():
     x = jnp.asarray(np.concatenate([[[40.0, -60.0]], easy]))
     ts = np.array([0.9, 0.01])
     controller = diffrax.PIDController(rtol=0.0, atol=1e-4)
-    options = dict(ts=ts, solver=diffrax.Tsit5(), controller=controller)
+    options = {"ts": ts, "solver": diffrax.Tsit5(), "controller": controller}
     together = solve(GAUSSIAN.denoise(process), process, x, **options)
     alone = solve(GAUSSIAN.denoise(process), process, x[:1], **options)
     assert int(together.evaluations) == int(alone.evaluations)
@@ -179,8 +177,13 @@ def test_each_example_keeps_its_tolerance_whatever_its_batch():
 def test_an_adaptive_solve_that_runs_out_of_steps_says_so():
     process = PROCESSES["vp"]
     result = solve(
-        GAUSSIAN.denoise(process), process, jnp.asarray(X), ts=np.array([1.0, 1e-3]), solver=diffrax.Tsit5(),
-        controller=diffrax.PIDController(rtol=1e-6, atol=1e-6), max_steps=3,
+        GAUSSIAN.denoise(process),
+        process,
+        jnp.asarray(X),
+        ts=np.array([1.0, 1e-3]),
+        solver=diffrax.Tsit5(),
+        controller=diffrax.PIDController(rtol=1e-6, atol=1e-6),
+        max_steps=3,
     )
     assert result.result == diffrax.RESULTS.max_steps_reached
 

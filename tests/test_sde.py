@@ -38,16 +38,14 @@ def test_samples_have_euler_maruyamas_exact_moments(name, stochasticity):
     process = PROCESSES[name]
     ts = log_snr_grid(process, 60, t_min=1e-2, t_max=last_time(name))
     draw = jax.jit(
-        lambda key: sample_sde(
-            GAUSSIAN.denoise(process), process, key, (N, 2), ts=ts, stochasticity=stochasticity
-        ).x
+        lambda key: sample_sde(GAUSSIAN.denoise(process), process, key, (N, 2), ts=ts, stochasticity=stochasticity).x
     )
     check_moments(draw(jax.random.key(2)), *euler_maruyama_moments(process, ts, stochasticity))
 
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_the_discretised_moments_converge_to_the_data(name):
-    """The recursion above tends to the exact marginal with order one at least, so the previous test is about the right SDE."""
+    """The recursion above tends to the exact marginal with order one at least: it is the right SDE."""
     process = PROCESSES[name]
     with jax.enable_x64(True):
         low = 1e-2
@@ -68,9 +66,7 @@ def test_samples_have_the_mixtures_mean_covariance_and_weights(name, coordinates
     process, steps = PROCESSES[name], 300
     ts = log_snr_grid(process, steps, t_min=1e-3, t_max=last_time(name))
     draw = jax.jit(
-        lambda key: sample_sde(
-            MIXTURE.denoise(process), process, key, (N, 2), ts=ts, coordinates=coordinates
-        ).x
+        lambda key: sample_sde(MIXTURE.denoise(process), process, key, (N, 2), ts=ts, coordinates=coordinates).x
     )
     x = np.asarray(draw(jax.random.key(4)))
     # stated bias: half a step in log-SNR, the relative error of an explicit step of order one
@@ -86,7 +82,7 @@ def test_samples_have_the_mixtures_mean_covariance_and_weights(name, coordinates
 def test_no_stochasticity_is_the_probability_flow(coordinates):
     with jax.enable_x64(True):
         process, ts = PROCESSES["sub_vp"], uniform(20, t_min=0.1, t_max=0.9)
-        options = dict(ts=ts, coordinates=coordinates, solver=diffrax.Euler())
+        options = {"ts": ts, "coordinates": coordinates, "solver": diffrax.Euler()}
         x, denoise = jnp.asarray(X), MIXTURE.denoise(process)
         ode = jax.jit(lambda x: solve_ode(denoise, process, x, **options).x)(x)
         sde = jax.jit(lambda x: solve_sde(denoise, process, x, jax.random.key(0), stochasticity=0.0, **options).x)(x)
@@ -103,16 +99,18 @@ def test_strong_order_on_a_shared_brownian_path(name, solver, order):
         denoise, n = GAUSSIAN.denoise(process), 60
         x = jnp.asarray(np.tile(X, (n // 2, 1))[:n])
         path = diffrax.VirtualBrownianTree(
-            0.0, span, tol=span * 2.0**-11, shape=jax.ShapeDtypeStruct(x.shape, x.dtype), key=jax.random.key(5),
+            0.0,
+            span,
+            tol=span * 2.0**-11,
+            shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+            key=jax.random.key(5),
             levy_area=diffrax.SpaceTimeLevyArea,
         )
 
         def end(steps, solver):
             ts = 0.7 - span * np.arange(steps + 1) / steps
             solve = jax.jit(
-                lambda x: solve_sde(
-                    denoise, process, x, jax.random.key(0), ts=ts, solver=solver, brownian=path
-                ).x
+                lambda x: solve_sde(denoise, process, x, jax.random.key(0), ts=ts, solver=solver, brownian=path).x
             )
             return np.asarray(solve(x))
 
@@ -128,7 +126,12 @@ def test_adaptive_steps_on_a_brownian_tree(solver):
     process = PROCESSES["vp"]
     draw = jax.jit(
         lambda key: sample_sde(
-            GAUSSIAN.denoise(process), process, key, (2000, 2), ts=np.array([1.0, 0.02]), solver=solver,
+            GAUSSIAN.denoise(process),
+            process,
+            key,
+            (2000, 2),
+            ts=np.array([1.0, 0.02]),
+            solver=solver,
             controller=diffrax.PIDController(rtol=1e-2, atol=1e-2),
         )
     )
@@ -144,9 +147,9 @@ def test_reverse_solvers_are_right_on_the_increasing_clock(solver):
     """The Lévy-area solvers are silently wrong on a falling clock; here they recover the flow's moments."""
     process = PROCESSES["vp"]
     ts = uniform(100, t_min=0.05)
-    result = jax.jit(
-        lambda key: sample_sde(GAUSSIAN.denoise(process), process, key, (N, 2), ts=ts, solver=solver)
-    )(jax.random.key(7))
+    result = jax.jit(lambda key: sample_sde(GAUSSIAN.denoise(process), process, key, (N, 2), ts=ts, solver=solver))(
+        jax.random.key(7)
+    )
     alpha, sigma = float(process.alpha(jnp.asarray(0.05))), float(process.sigma(0.05))
     exact = alpha**2 * GAUSSIAN.covariances[0] + sigma**2 * np.eye(2)
     # stated bias: Euler's exact discretised covariance; the others are of higher order

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dgm_jax.numerics import check_data, check_times, expand_to, known
+from dgm_jax.numerics import check_data, check_times, expand_to, known, rounded
 from dgm_jax.typing import Data, PerExample, TimeFunction
 
 Times = Float[Array, "..."] | Float[np.ndarray, "..."] | float | int | np.floating  # elementwise
@@ -67,17 +67,21 @@ class GaussianProcess:
 
     def diffusion(self, t: Times) -> Array:
         """g(t) of the forward SDE."""
+        squared = self.diffusion_squared(t)
+        positive = squared > 0  # the gradient of a root at 0 is infinite
+        return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
+
+    def diffusion_squared(self, t: Times) -> Array:
+        """g(t)^2 of the forward SDE, the rate at which noise is added."""
         t = _as_float(t)
         variance, variance_rate = _derivative(self.variance, t)
-        squared = variance_rate - 2 * self.log_alpha_rate(t) * variance
-        positive = squared > 0
-        return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
+        return jnp.maximum(variance_rate - 2 * self.log_alpha_rate(t) * variance, 0.0)
 
     def log_alpha_rate(self, t: Times) -> Array:
         """d log alpha / dt: the drift's coefficient."""
         t = _as_float(t)
         self.refuse_pure_noise(t, "the SDE's drift alpha'/alpha")
-        alpha, alpha_rate = _derivative(self.alpha, t)
+        alpha, alpha_rate = rounded(_derivative(self.alpha, t))  # exp(a) b / exp(a) is cancelled in some programs
         return alpha_rate / alpha
 
     def noise_ratio(self, t: Times) -> Array:

@@ -13,9 +13,10 @@ from dgm_jax.typing import Keys, PerExample, TimeLaw
 
 
 def stratified(t_min: float, t_max: float = 1.0) -> TimeLaw:
-    """Uniform on (t_min, t_max); one key gives one point in each of `batch` equal strata, in random order.
+    """Uniform on [t_min, t_max]; one key gives one point in each of `batch` equal strata, in random order.
 
-    Reference: Kingma et al. 2021, arXiv:2107.00630, appendix I.1 (low-discrepancy times).
+    Each stratum has its own offset; the low-discrepancy times of Kingma et al. 2021 (arXiv:2107.00630, appendix I.1)
+    share one.
     """
     _check(t_min, t_max)
 

@@ -20,10 +20,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dgm_jax.numerics import rounded
 from dgm_jax.processes.gaussian import GaussianProcess
+from dgm_jax.typing import Data, Denoiser
 
 CoordinateName = Literal["time", "noise", "data"]
 Scalar = Float[Array, ""]
@@ -49,7 +52,7 @@ def coordinates_of(name: CoordinateName, process: GaussianProcess) -> Coordinate
             time=lambda t: t,
             scale=jnp.ones_like,
             slopes=process.rates,
-            spread=lambda t: process.diffusion(t) ** 2,
+            spread=process.diffusion_squared,
             std=process.sigma,
         )
     if name == "noise":
@@ -73,3 +76,21 @@ def coordinates_of(name: CoordinateName, process: GaussianProcess) -> Coordinate
     raise ValueError(
         f"Expected coordinates to be one of {get_args(CoordinateName)}, the rows of the table; got {name!r}."
     )
+
+
+def clock_of(system: Coordinates, ts: Float[Array, " points"]) -> Float[Array, " points"]:
+    """The clock at known times, computed once at trace time: fresh Brownian increments are keyed by the clock's bits,
+    which must not depend on how a program is compiled for one device or for many."""
+    with jax.ensure_compile_time_eval():
+        return system.clock(ts)
+
+
+def estimates(
+    denoise: Denoiser, process: GaussianProcess, system: Coordinates, clock: Scalar, state: Data
+) -> tuple[Data, Data]:
+    """(D, E): the denoiser's estimate of x_0 and of the noise, at a state and its clock."""
+    t = system.time(clock)
+    t, scale, alpha, sigma = rounded((t, system.scale(t), process.alpha(t), process.sigma(t)))
+    x_t = state / scale
+    estimate = denoise(x_t, jnp.full(len(x_t), t))
+    return estimate, (x_t - alpha * estimate) / sigma

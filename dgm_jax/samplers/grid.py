@@ -72,7 +72,8 @@ def forward_grid(process: GaussianProcess, x: Data, ts: Grid) -> Float[Array, " 
                 f"got {values[0]} to {values[-1]}."
             )
         refuse_pure_noise(process, values, x.dtype, "the forward SDE's drift is")
-    return jnp.asarray(ts, x.dtype)
+    with jax.ensure_compile_time_eval():
+        return jnp.asarray(ts, x.dtype)
 
 
 def refuse_pure_noise(process: GaussianProcess, values: np.ndarray, dtype: jnp.dtype, what: str) -> None:
@@ -86,7 +87,9 @@ def refuse_pure_noise(process: GaussianProcess, values: np.ndarray, dtype: jnp.d
 
 
 def _split_last(process: GaussianProcess, x: Data, ts: Grid, values: np.ndarray | None) -> GridPlan:
-    ts = jnp.asarray(ts, x.dtype)
+    with jax.ensure_compile_time_eval():
+        ts = jnp.asarray(ts, x.dtype)
+        before_last = ts[:-1]
     if values is None or not _vanishes(process.variance, float(values.min()), x.dtype):
         return GridPlan(ts, to_zero=False)
     if values[-1] > values[0]:
@@ -99,7 +102,7 @@ def _split_last(process: GaussianProcess, x: Data, ts: Grid, values: np.ndarray 
             "Expected at least 3 points in a grid that ends where sigma = 0, as the last step there is the "
             f"denoiser's own estimate; got {values}."
         )
-    return GridPlan(ts[:-1], to_zero=True)
+    return GridPlan(before_last, to_zero=True)
 
 
 def _vanishes(function: TimeFunction, t: float, dtype: jnp.dtype) -> bool:

@@ -8,9 +8,9 @@ there is EDM's sampler, `diffrax.Tsit5()` with a controller in "time" is the ada
 import diffrax
 import jax.numpy as jnp
 
-from dgm_jax.numerics import expand_to, normal
+from dgm_jax.numerics import expand_to, normal, rounded
 from dgm_jax.processes.gaussian import GaussianProcess
-from dgm_jax.samplers.coordinates import CoordinateName, coordinates_of
+from dgm_jax.samplers.coordinates import CoordinateName, clock_of, coordinates_of, estimates
 from dgm_jax.samplers.grid import Grid, ode_grid
 from dgm_jax.samplers.stepping import Samples, integrate
 from dgm_jax.typing import Data, Denoiser, Keys
@@ -42,17 +42,14 @@ def solve_ode(
     system = coordinates_of(coordinates, process)
 
     def field(clock, state: Data, _) -> Data:
-        t = system.time(clock)
-        x_t = state / system.scale(t)
-        estimate = denoise(x_t, jnp.full(len(x_t), t))
-        noise = (x_t - process.alpha(t) * estimate) / process.sigma(t)
-        of_estimate, of_noise = system.slopes(t)
+        estimate, noise = estimates(denoise, process, system, clock, state)
+        of_estimate, of_noise = rounded(system.slopes(system.time(clock)))
         return of_estimate * estimate + of_noise * noise
 
     states, evaluations, result = integrate(
         diffrax.ODETerm(field),
         x * system.scale(plan.ts[0]),
-        system.clock(plan.ts),
+        clock_of(system, plan.ts),
         solver=solver,
         controller=controller,
         adjoint=adjoint,

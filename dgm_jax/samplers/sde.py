@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import lineax
 from jaxtyping import Array, Float
 
-from dgm_jax.numerics import example_keys, known, split
+from dgm_jax.numerics import example_keys, known, rounded, split
 from dgm_jax.processes.gaussian import GaussianProcess
 from dgm_jax.samplers.brownian import brownian_tree, independent_increments
-from dgm_jax.samplers.coordinates import CoordinateName, coordinates_of
+from dgm_jax.samplers.coordinates import CoordinateName, clock_of, coordinates_of, estimates
 from dgm_jax.samplers.grid import Grid, forward_grid, reverse_grid
 from dgm_jax.samplers.ode import draw_prior, finish
 from dgm_jax.samplers.stepping import Samples, integrate
@@ -61,23 +61,22 @@ def solve_sde(
     stochasticity = jnp.asarray(stochasticity, x.dtype)
     system = coordinates_of(coordinates, process)
     direction = 1.0 if coordinates == "data" else -1.0
-    origin = plan.ts[0] if coordinates == "time" else jnp.zeros((), x.dtype)
+    with jax.ensure_compile_time_eval():
+        origin = plan.ts[0] if coordinates == "time" else jnp.zeros((), x.dtype)
+        clock = direction * (clock_of(system, plan.ts) - origin)
 
     def drift(s, state: Data, _) -> Data:
         clock = origin + direction * s
-        t = system.time(clock)
-        x_t = state / system.scale(t)
-        estimate = denoise(x_t, jnp.full(len(x_t), t))
-        noise = (x_t - process.alpha(t) * estimate) / process.sigma(t)
-        of_estimate, of_noise = system.slopes(t)
+        estimate, noise = estimates(denoise, process, system, clock, state)
+        of_estimate, of_noise = system.slopes(system.time(clock))
         langevin = stochasticity**2 / 2 * system.spread(clock) / system.std(clock)
-        return direction * of_estimate * estimate + (direction * of_noise - langevin) * noise
+        of_estimate, of_noise = rounded((direction * of_estimate, direction * of_noise - langevin))
+        return of_estimate * estimate + of_noise * noise
 
     def diffusion(s, state: Data, _) -> lineax.AbstractLinearOperator:
-        spread = system.spread(origin + direction * s)
-        return (stochasticity * jnp.sqrt(spread)) * lineax.IdentityLinearOperator(jax.eval_shape(lambda: state))
+        scale = rounded(stochasticity * jnp.sqrt(system.spread(origin + direction * s)))
+        return scale * lineax.IdentityLinearOperator(jax.eval_shape(lambda: state))
 
-    clock = direction * (system.clock(plan.ts) - origin)
     if brownian is None:
         consistent = controller is not None or not isinstance(adjoint, diffrax.ForwardMode | None)
         brownian = _brownian_path(x, key, clock, solver, consistent=consistent)
@@ -119,10 +118,10 @@ def simulate_forward(
     ts = forward_grid(process, x, ts)
 
     def drift(t, state: Data, _) -> Data:
-        return process.log_alpha_rate(t) * state
+        return rounded(process.log_alpha_rate(t)) * state
 
     def diffusion(t, state: Data, _) -> lineax.AbstractLinearOperator:
-        return process.diffusion(t) * lineax.IdentityLinearOperator(jax.eval_shape(lambda: state))
+        return rounded(process.diffusion(t)) * lineax.IdentityLinearOperator(jax.eval_shape(lambda: state))
 
     path = _brownian_path(x, key, ts, solver, consistent=False)
     states, _, result = integrate(
