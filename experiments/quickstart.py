@@ -8,8 +8,11 @@ A U-Net learns 4,500 digits of 28 x 28 pixels, each with its class, by denoising
 arXiv:2011.13456) on the variance-preserving process, with v-prediction (Salimans and Ho 2022, arXiv:2202.00512).
 Digits are then drawn by the reverse SDE and by the probability-flow ODE, and scored against 500 digits held out.
 It writes digits.png, path.png, loss.png, metrics.jsonl, scores.json, config.json and checkpoints to runs/quickstart/.
-Running it again resumes.
-EXPECTED
+Running it again resumes. Expected after 900 steps, on 80 digits by each sampler (one seed, standard errors):
+
+    bits/dim of held-out digits given their class      2.94 +- 0.08
+    classifier sure and right, real | SDE | ODE        0.69 | 0.47 +- 0.06 | 0.45 +- 0.06
+    energy distance to real digits, floor | SDE | ODE  0.033 | 0.004 | -0.013 (the floor is the 95 % point)
 """
 
 import time
@@ -31,7 +34,7 @@ from dgm_jax.losses import diffusion_loss
 from dgm_jax.networks import UNet
 from dgm_jax.numerics import split
 from dgm_jax.parameterizations import as_denoiser, error_ratio
-from dgm_jax.processes import karras_grid, log_normal, variance_preserving
+from dgm_jax.processes import karras_grid, log_normal, log_snr_grid, variance_preserving
 from dgm_jax.samplers import sample_ode, sample_sde
 from dgm_jax.training import Checkpoints, TrainState, ema_warmup, init_state, load_params, train
 from dgm_jax.training.parallel import pmap_sampler, pmap_step, replicate, shard, unreplicate
@@ -60,7 +63,8 @@ class Config:
     sde_steps: int = 40  # of Heun, as for the ODE: two evaluations of the network each
     ode_steps: int = 18
     drawn: int = 80  # digits by each sampler
-    coded: int = 64  # held-out digits whose bits/dim are measured
+    coded: int = 32  # held-out digits whose bits/dim are measured
+    coding_steps: int = 24  # of Bosh3, three evaluations each
     steps: int | None = None  # of training; None: as many as fit in `minutes`
     seed: int = 0
     run_dir: str = "runs/quickstart"
@@ -77,6 +81,7 @@ SMOKE = Config(
     ode_steps=3,
     drawn=40,
     coded=8,
+    coding_steps=4,
     run_dir="runs/quickstart-smoke",
     smoke=True,
 )
@@ -126,7 +131,7 @@ def train_network(config: Config, run: Run) -> TrainState:
 
     def fitting() -> int:
         seconds = 60 * config.minutes - (time.monotonic() - BEGUN)
-        evaluations = 2 * config.drawn * (config.sde_steps + config.ode_steps) + 6 * config.coded * config.ode_steps
+        evaluations = 2 * config.drawn * (config.sde_steps + config.ode_steps) + 9 * config.coded * config.coding_steps
         example = shard({"image": np.zeros((config.batch, *SHAPE), np.uint8), "label": np.zeros(config.batch, int)})
         state = init_state(params, optimizer(1), key)
         return steps_that_fit(device_step, state, example, seconds=seconds, reserve=evaluations / (3 * config.batch))
@@ -170,7 +175,7 @@ def draw(config: Config, params: Any, labels: np.ndarray) -> dict[str, np.ndarra
     """Digits of the classes `labels` by the SDE and by the ODE, and ten states and estimates along the ODE."""
     net = network(config)
     ts_sde, ts = (karras_grid(PROCESS, steps, t_min=T_MIN) for steps in (config.sde_steps, config.ode_steps))
-    shown = np.linspace(0, config.ode_steps, 10).round().astype(int)
+    shown = np.linspace(config.ode_steps // 3, config.ode_steps, 10).round().astype(int)
 
     def sampler(params: Any, keys: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
         denoise, shape = denoiser(net, params, labels), (len(keys), *SHAPE)
@@ -189,12 +194,14 @@ def draw(config: Config, params: Any, labels: np.ndarray) -> dict[str, np.ndarra
 def bits(config: Config, params: Any, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Bits per dimension of each image given its class, by the probability-flow ODE with Hutchinson's trace."""
     net = network(config)
-    ts = karras_grid(PROCESS, config.ode_steps, t_min=T_MIN)[::-1]
+    ts = log_snr_grid(PROCESS, config.coding_steps, t_min=T_MIN, t_max=1.0)[::-1]
 
     def measure(params: Any, keys: jax.Array, images: jax.Array, labels: jax.Array) -> jax.Array:
         key_levels, key_probes = split(keys)
         x_0 = dequantize(images, key_levels, levels=LEVELS)
-        nats = log_likelihood(denoiser(net, params, labels), PROCESS, x_0, key_probes, ts=ts, probes=1)
+        denoise = denoiser(net, params, labels)
+        # third order on equal steps of log-SNR: within 0.01 of the limit; Heun on karras_grid is 0.6 below it
+        nats = log_likelihood(denoise, PROCESS, x_0, key_probes, ts=ts, probes=1, solver=diffrax.Bosh3())
         return bits_per_dim(nats, x_0[0].size, levels=LEVELS)
 
     keys = jax.random.split(jax.random.key(config.seed + 3), len(labels))

@@ -147,7 +147,7 @@ def euler_maruyama_moments(process, ts, stochasticity: float):
     mean = GAUSSIAN.means[0] @ vectors
     ts = np.asarray(ts, np.float64)
     alpha, sigma, rate, g = (
-        np.asarray(f(jnp.asarray(ts)), np.float64)
+        np.asarray(jax.jit(f)(jnp.asarray(ts)), np.float64)
         for f in (process.alpha, process.sigma, process.log_alpha_rate, process.diffusion)
     )
     average, variance = np.zeros(2), np.full(2, sigma[0] ** 2)

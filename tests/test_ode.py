@@ -67,13 +67,13 @@ def test_the_flow_of_gaussian_data_is_its_closed_form(name, coordinates):
 
 @pytest.mark.parametrize("coordinates", COORDINATES)
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("name", ["vp", "ve", "rectified"])
+@pytest.mark.parametrize("name", ["vp", "ve"])
 def test_order_of_convergence(name, solver, coordinates):
     process, (method, order) = PROCESSES[name], SOLVERS[solver]
     steps = np.array([16, 32, 64])
     errors = [flow_error(process, coordinates, method, uniform(int(n), t_min=0.3, t_max=0.8)) for n in steps]
     fitted = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
-    assert abs(fitted - order) < 0.35, (fitted, errors)
+    assert order - 0.35 < fitted < order + 0.5, (fitted, errors)
 
 
 @pytest.mark.parametrize("name", sorted(NO_SIGNAL_AT_ONE))

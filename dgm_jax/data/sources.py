@@ -25,7 +25,7 @@ def source(name: str, split: str, *, data_dir: str | os.PathLike | None = None) 
     """The records of one split, dicts with fields such as "image" and "label"; never touches the network.
 
     Args:
-        name: "digits", "mnist5k", or a TFDS name, "name[/config][:version]"; the newest version by default.
+        name: "digits", "mnist5k", or a TFDS name, `name[/config][:version]`; the newest version by default.
         split: "train", "test", or a slice in TFDS's syntax such as "train[:10%]".
         data_dir: `None` is $TFDS_DATA_DIR where that is set, else dgm_jax in the user's cache directory.
 

@@ -17,11 +17,7 @@ class ExamplePaths(diffrax.AbstractBrownianPath):
     """One Brownian path per example, evaluated together; every array in `paths` has a leading batch axis."""
 
     paths: diffrax.AbstractBrownianPath
-
-    @property
-    def levy_area(self):  # type: ignore[override]
-        """The kind of Lévy area that each path provides."""
-        return self.paths.levy_area
+    levy_area: type = eqx.field(static=True)
 
     @property
     def t0(self):  # type: ignore[override]
@@ -42,7 +38,8 @@ def independent_increments(keys: Keys, event: jax.ShapeDtypeStruct, solver: diff
     """Fresh increments at every step, the fast choice: right where the steps are fixed in advance."""
     area = _levy_area(solver)
     return ExamplePaths(
-        paths=eqx.filter_vmap(lambda key: diffrax.UnsafeBrownianPath(event, key=key, levy_area=area))(keys)
+        paths=eqx.filter_vmap(lambda key: diffrax.UnsafeBrownianPath(event, key=key, levy_area=area))(keys),
+        levy_area=area,
     )
 
 
@@ -64,7 +61,7 @@ def brownian_tree(
     def tree(key: Keys) -> diffrax.VirtualBrownianTree:
         return diffrax.VirtualBrownianTree(t0, t1, tol=tolerance, shape=event, key=key, levy_area=area)
 
-    return ExamplePaths(paths=eqx.filter_vmap(tree)(keys))
+    return ExamplePaths(paths=eqx.filter_vmap(tree)(keys), levy_area=area)
 
 
 def _levy_area(solver: diffrax.AbstractSolver) -> type:
