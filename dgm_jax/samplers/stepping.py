@@ -40,7 +40,7 @@ def integrate(
     Args:
         controller: None steps exactly on the clock; an adaptive one measures the worst example of the batch.
         adjoint: None is forward-mode only and the fastest; `diffrax.DirectAdjoint()` for reverse-mode gradients.
-        max_steps: None is the grid's length, or 4,096 with a controller.
+        max_steps: bounds the steps of a controller, None is 4,096; on a grid they are the grid's.
     """
     fixed = controller is None
     if isinstance(controller, diffrax.PIDController) and not isinstance(solver, diffrax.AbstractAdaptiveSolver):
@@ -48,8 +48,12 @@ def integrate(
             "Expected a solver with an error estimate (Heun, Tsit5, SPaRK, ...), as a controller adapts steps to it; "
             f"got {solver}."
         )
-    # the state at t1 costs no interpolation; a path is read off the solver's interpolation at the grid's points
-    saveat = diffrax.SaveAt(ts=clock) if save_path else diffrax.SaveAt(t1=True)
+    if not save_path:
+        saveat = diffrax.SaveAt(t1=True)
+    elif fixed:
+        saveat = diffrax.SaveAt(t0=True, steps=True)  # as many slots as steps, so that none is padding
+    else:
+        saveat = diffrax.SaveAt(ts=clock)
     solution = diffrax.diffeqsolve(
         terms,
         solver,
@@ -58,14 +62,26 @@ def integrate(
         dt0=None,
         y0=state,
         saveat=saveat,
-        stepsize_controller=diffrax.StepTo(clock) if fixed else per_example(controller),
+        stepsize_controller=GridSteps(clock) if fixed else per_example(controller),
         adjoint=diffrax.ForwardMode() if adjoint is None else adjoint,
-        max_steps=max_steps or (len(clock) if fixed else 4096),
+        max_steps=len(clock) - 1 if fixed else max_steps or 4096,
         throw=False,  # a throw is a host callback: it breaks export and pmap; the result is handed back instead
     )
     first, each = evaluations_of(solver)
     evaluations = first + each * jnp.asarray(solution.stats["num_steps"], jnp.int32)
     return solution.ys, evaluations, solution.result
+
+
+class GridSteps(diffrax.StepTo):
+    """`diffrax.StepTo` on a clock that was checked before: its own checks are host callbacks, which break export."""
+
+    def wrap(self, direction):
+        """The same steps on diffrax's own, increasing time."""
+        return type(self)(self.ts * direction)
+
+    def init(self, *_, **__):
+        """The end of the first step, and where the second ends."""
+        return self.ts[1], 2
 
 
 def per_example(controller: diffrax.AbstractStepSizeController) -> diffrax.AbstractStepSizeController:
