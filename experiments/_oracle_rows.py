@@ -336,7 +336,9 @@ def dequantisation_rows(names: Sequence[str]) -> Iterator[Row]:
     moved = np.mean(np.floor((x + 1) * levels / 2) != integers)
     yield Row("`dequantize`", source, "none", "share of integers that leave their bin", (float(moved), 0.0))
     offsets = ((x + 1) * levels / 2 - np.asarray(integers, np.float64))[:, 0]
-    yield Row("`dequantize`", source, "none", "mean 1/2 of uniform noise; standard errors", standard_errors(offsets, 0.5))
+    yield Row(
+        "`dequantize`", source, "none", "mean 1/2 of uniform noise; standard errors", standard_errors(offsets, 0.5)
+    )
     variance = standard_errors((offsets - 0.5) ** 2, 1 / 12)
     yield Row("`dequantize`", source, "none", "variance 1/12 of uniform noise; standard errors", variance)
     density = scipy.stats.norm(16 * 2 / levels - 1, 4 * 2 / levels)

@@ -125,4 +125,5 @@ def main(config: Config) -> int:
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time
     sys.exit(main(parse(Config(), Config(smoke=True))))

@@ -1,0 +1,105 @@
+"""The committed oracle table: a row for every public method, every error within its tolerance, and a run of it."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from dgm_jax import likelihood, losses, samplers
+from dgm_jax.losses import denoising, weights
+from dgm_jax.processes import schedules
+from experiments import oracle_table
+from experiments._oracle_rows import Row, worst
+
+PAGE = Path(__file__).parents[1] / "docs" / "oracle.md"
+
+
+def parse(text):
+    """The rows of every section, as dictionaries by column."""
+    sections = {}
+    for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        title, *lines = part.splitlines()
+        columns, _, *rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines if line]
+        sections[title] = [dict(zip(columns, row, strict=True)) for row in rows]
+    return sections
+
+
+@pytest.fixture(scope="module")
+def page():
+    return parse(PAGE.read_text())
+
+
+def functions(module, *, prefixes=("",)):
+    """Public functions that a module offers; of a plain module, those that it defines."""
+    is_package = hasattr(module, "__path__")
+    return {
+        name
+        for name, value in inspect.getmembers(module, inspect.isfunction)
+        if not name.startswith("_")
+        and name.startswith(prefixes)
+        and (is_package or value.__module__ == module.__name__)
+    }
+
+
+METHODS = {
+    "samplers": (functions(samplers, prefixes=("sample_", "solve_", "simulate_")), ""),
+    "losses": (functions(losses) | functions(denoising), ""),
+    "weights": (functions(weights), "weights."),
+    "processes": (functions(schedules), ""),
+    "likelihood": (functions(likelihood), ""),
+}
+
+
+def test_the_public_methods_are_found():
+    """An introspection that finds nothing would ask for nothing."""
+    assert {"solve_ode", "sample_ode", "solve_sde", "sample_sde", "simulate_forward"} <= METHODS["samplers"][0]
+    assert {"denoising_error", "diffusion_loss"} <= METHODS["losses"][0]
+    assert {"simple", "ncsn", "likelihood", "edm", "min_snr"} <= METHODS["weights"][0]
+    assert len(METHODS["processes"][0]) >= 7
+    assert {"log_likelihood", "bits_per_dim", "dequantize"} == METHODS["likelihood"][0]
+
+
+@pytest.mark.parametrize("name", [f"{prefix}{name}" for names, prefix in METHODS.values() for name in sorted(names)])
+def test_every_public_method_has_a_row(page, name):
+    methods = {found for rows in page.values() for row in rows for found in re.findall(r"`([^`]+)`", row["method"])}
+    assert name in methods
+
+
+def test_every_process_has_a_row_in_each_section(page):
+    for title in set(oracle_table.SECTIONS) - {"Dequantisation"}:
+        labels = {row["process"] for row in page[title]}
+        assert set(oracle_table.LABELS.values()) <= labels, title
+
+
+def test_every_error_is_within_its_tolerance(page):
+    assert list(page) == list(oracle_table.SECTIONS)
+    above = [
+        (title, row)
+        for title, rows in page.items()
+        for row in rows
+        if not 0 <= float(row["error"]) <= float(row["tolerance"])
+    ]
+    assert not above
+
+
+def test_an_error_above_its_tolerance_or_nan_fails():
+    assert Row("", "", "", "", worst([1e-3, 2.0], [1e-2, 4.0])).holds
+    assert worst([1e-3, 2.0], [1e-2, 1.0]) == (2.0, 1.0)
+    assert not Row("", "", "", "", worst([1e-3, 2.0], [1e-2, 1.0])).holds
+    assert not Row("", "", "", "", worst([1.0, float("nan")], [2.0, 2.0])).holds
+
+
+def test_a_failing_row_is_named_and_sets_the_status(monkeypatch, capsys):
+    bad = Row("`solve_ode`", "", "vp", "closed-form flow", (0.5, 0.1))
+    monkeypatch.setattr(oracle_table, "SECTIONS", {"ODE samplers": lambda names: [bad]})
+    assert oracle_table.main(oracle_table.Config(smoke=True)) == 1
+    assert "exceeds its tolerance: `solve_ode` |  | VP" in capsys.readouterr().out
+
+
+def test_smoke(capsys):
+    before = PAGE.read_bytes()
+    assert oracle_table.main(oracle_table.Config(smoke=True)) == 0
+    assert PAGE.read_bytes() == before
+    printed = capsys.readouterr().out
+    assert list(parse(printed[printed.index("# Oracle table") :])) == list(oracle_table.SECTIONS)
