@@ -31,6 +31,7 @@ from dgm_jax.processes import GaussianProcess, stratified
 from tests.oracles import GAUSSIAN, MIXTURE, PROCESSES, Mixture, last_time
 
 ALL = "all, worst"
+DOUBLE: Any = np.float64
 # inside the chain's steps, as its rates jump at i/1000
 TIMES = np.array([1e-4, 1.35e-2, 0.1004, 0.2505, 0.5003, 0.7506, 0.9982])
 BETAS = np.linspace(1e-4, 0.02, 1000)
@@ -112,7 +113,7 @@ def forward_sde(name: str, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return -rate / 2, rate
 
 
-def moments_of_forward_sde(name: str, times: Sequence[float]) -> np.ndarray:
+def moments_of_forward_sde(name: str, times: np.ndarray) -> np.ndarray:
     """(alpha, sigma) at the times by SciPy: dm/dt = f m and dv/dt = 2 f v + g^2 from the process's start."""
 
     def rates(t: float, y: np.ndarray) -> list[float]:
@@ -196,7 +197,7 @@ def parameterization_rows(names: Sequence[str]) -> Iterator[Row]:
     """Predictions and adapters against grad log p_t of the mixture, error ratios, EDM's preconditioning."""
     predictions, adapters = get_args(Prediction), {"noise": noise_of, "score": score_of, "velocity": velocity_of}
     rng, n = np.random.default_rng(0), 8
-    x_0, noise = jnp.asarray(MIXTURE.sample(rng, n, np.float64)), jnp.asarray(rng.standard_normal((n, 2)))
+    x_0, noise = jnp.asarray(MIXTURE.sample(rng, n, DOUBLE)), jnp.asarray(rng.standard_normal((n, 2)))
     errors, preconditioned = {}, {}
     for name in names:
         process = PROCESSES[name]
@@ -209,10 +210,10 @@ def parameterization_rows(names: Sequence[str]) -> Iterator[Row]:
             guessed_noise = (x_t - process.alpha(t)[:, None] * guess) / process.sigma(t)[:, None]
             found = {("adapter", kind): (adapters[kind](exact, process)(x_t, t), means[kind]) for kind in adapters}
             for kind in predictions:
-                denoise = as_denoiser(lambda x, s: means[kind], process, prediction=kind)  # noqa: B023
+                denoise = as_denoiser(lambda x, s, mean=means[kind]: mean, process, prediction=kind)
                 found["prediction", kind] = denoise(x_t, t), estimate
                 given = target_of(process, x_0, t, noise, kind)
-                back = as_denoiser(lambda x, s: given, process, prediction=kind)  # noqa: B023
+                back = as_denoiser(lambda x, s, given=given: given, process, prediction=kind)
                 found["target", kind] = back(x_t, t), x_0
                 gap = target_of(process, guess, t, guessed_noise, kind) - given
                 measured = jnp.sum(gap**2, 1) / jnp.sum((guess - x_0) ** 2, 1)
@@ -287,7 +288,7 @@ def loss_rows(names: Sequence[str]) -> Iterator[Row]:
     """The oracle's error and weighted losses against their analytic minima; the likelihood weight against a KL."""
     model = Mixture(np.array([1.0]), np.array([[1.1, -0.2]]), np.array([[[0.3, -0.1], [-0.1, 0.2]]]))
     n = 20_000
-    x_0 = jnp.asarray(GAUSSIAN.sample(np.random.default_rng(0), n, np.float64))
+    x_0 = jnp.asarray(GAUSSIAN.sample(np.random.default_rng(0), n, DOUBLE))
     low = 1e-2
     for name in names:
         process, high = PROCESSES[name], last_time(name)
@@ -333,7 +334,7 @@ def dequantisation_rows(names: Sequence[str]) -> Iterator[Row]:
     mass = np.diff(scipy.stats.norm.cdf(edges, 16, 4))
     integers = jnp.asarray(rng.choice(levels, (n, 1), p=mass), jnp.uint8)
     x = np.asarray(dequantize(integers, jax.random.key(5), levels=levels))
-    moved = np.mean(np.floor((x + 1) * levels / 2) != integers)
+    moved = np.mean(np.floor((x + 1) * levels / 2) != np.asarray(integers))
     yield Row("`dequantize`", source, "none", "share of integers that leave their bin", (float(moved), 0.0))
     offsets = ((x + 1) * levels / 2 - np.asarray(integers, np.float64))[:, 0]
     yield Row(
@@ -341,8 +342,8 @@ def dequantisation_rows(names: Sequence[str]) -> Iterator[Row]:
     )
     variance = standard_errors((offsets - 0.5) ** 2, 1 / 12)
     yield Row("`dequantize`", source, "none", "variance 1/12 of uniform noise; standard errors", variance)
-    density = scipy.stats.norm(16 * 2 / levels - 1, 4 * 2 / levels)
-    bits = bits_per_dim(jnp.asarray(density.logpdf(x[:, 0])), 1, levels=levels)
+    log_density = scipy.stats.norm.logpdf(x[:, 0], 16 * 2 / levels - 1, 4 * 2 / levels)
+    bits = bits_per_dim(jnp.asarray(log_density), 1, levels=levels)
     # -log2 of a Gaussian density at uniform offsets u in bin i: E (i + u - 16)^2 = (i - 15.5)^2 + 1/12
     second = np.sum(mass * ((np.arange(levels) - 15.5) ** 2 + 1 / 12))
     expected = (np.log(4 * np.sqrt(2 * np.pi)) + second / 32) / np.log(2)
