@@ -37,7 +37,7 @@ types: $(VENV)/.dev $(VENV)/.experiments
 	$(BIN)/pyright
 
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # the table of every method against its oracle
 oracle: $(VENV)/.experiments

@@ -47,8 +47,8 @@ def steps_that_fit(step: Step, state: TrainState, batch: PyTree, *, seconds: flo
 
     Args:
         step: data-parallel; it is given a copy of `state`.
-        reserve: work after training, in units of a step's time; as much again as the step's compilation is set aside
-            for the programs that it compiles.
+        reserve: work after training, in units of a step's time; twice the step's compilation is set aside for the
+            programs that it compiles.
 
     Returns:
         At least 20, even where the time is up.
@@ -63,5 +63,5 @@ def steps_that_fit(step: Step, state: TrainState, batch: PyTree, *, seconds: flo
         copy, metrics = step(copy, batch)
     jax.block_until_ready(metrics)
     each = (time.perf_counter() - lap) / measured
-    left = seconds - (time.perf_counter() - begun) - compiling
+    left = seconds - (time.perf_counter() - begun) - 2 * compiling
     return max(round(left / each - reserve), 20)
