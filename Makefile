@@ -6,7 +6,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-keys test-newest lint types docs oracle clean
+.PHONY: demo test test-slow test-newest lint types docs oracle clean
 
 demo: $(VENV)/.experiments
 	$(BIN)/python -m experiments.quickstart $(ARGS)
@@ -16,10 +16,6 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m slow $(ARGS)
-
-# every key is used once: JAX's own checker, on the contract suite
-test-keys: $(VENV)/.test
-	JAX_DEBUG_KEY_REUSE=1 $(BIN)/python -m pytest tests/test_contract.py $(ARGS)
 
 # the newest Python found, with the newest release of every dependency
 test-newest:

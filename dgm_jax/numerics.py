@@ -44,7 +44,7 @@ def split(key: Keys, n: int = 2) -> tuple[Keys, ...]:
     key = typed_key(key)
     if key.ndim == 0:
         return tuple(jax.random.split(key, n))
-    return tuple(jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, n))(key), 1, 0))
+    return jax.vmap(lambda k: tuple(jax.random.split(k, n)))(key)
 
 
 def normal(key: Keys, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> Data:

@@ -110,6 +110,21 @@ def test_pure_and_traced_once(name):
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_each_key_is_used_once(name):
+    """JAX's own checker; the Brownian trees of adaptive steps are left out, as they ask their keys again by design."""
+    with jax.debug_key_reuse(True):
+        assert np.isfinite(jax.jit(CASES[name])(*arguments())).all()
+
+
+def test_the_checker_of_keys_sees_a_key_used_twice():
+    def twice(params, x, keys):
+        return normal_like(keys, x) + normal_like(keys, x)
+
+    with jax.debug_key_reuse(True), pytest.raises(jax.errors.KeyReuseError):
+        jax.jit(twice)(*arguments())
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_rows_depend_on_their_own_example_and_key(name):
     """Permuting examples with their keys permutes the rows; a slice of both gives the slice."""
     function, (params, x, keys) = jax.jit(CASES[name]), arguments()
