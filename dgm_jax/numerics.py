@@ -49,8 +49,8 @@ def split(key: Keys, n: int = 2) -> tuple[Keys, ...]:
 
 def normal(key: Keys, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> Data:
     """Standard normal noise of `shape` `(batch, *event)`, one key per example."""
-    if not shape:
-        raise ValueError(f"Expected shape (batch, *event), as every example has its own noise; got {shape=}.")
+    if not isinstance(shape, tuple) or not shape or min(shape) < 1:
+        raise ValueError(f"Expected shape (batch, *event) of positive sizes, as each example has noise; got {shape=}.")
     dtype = jnp.result_type(float) if dtype is None else dtype
     keys = example_keys(key, shape[0])
     return jax.vmap(lambda k: jax.random.normal(k, shape[1:], dtype))(keys)
@@ -106,6 +106,10 @@ def known(x: object) -> np.ndarray | None:
 
 def check_data(x: Data, name: str) -> None:
     """Raise `ValueError` unless `x` is a floating-point batch without NaN or inf (the last where it is known)."""
+    if not isinstance(x, jax.Array | np.ndarray):
+        raise ValueError(f"Expected {name} to be an array [batch, *event], as it is computed with; got {type(x)}.")
+    if x.size == 0:
+        raise ValueError(f"Expected {name} to hold at least one value, as nothing is learnt from none; got {x.shape}.")
     if x.ndim < 1 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"Expected {name} to be a floating-point batch [batch, *event], as noise is added to it (images in "
@@ -115,6 +119,13 @@ def check_data(x: Data, name: str) -> None:
     if values is not None and not np.isfinite(values).all():
         bad = int(np.count_nonzero(~np.isfinite(values)))
         raise ValueError(f"Expected finite {name}, as one NaN or inf spoils the batch; got {bad} such values.")
+
+
+def check_like(output: Data, x: Data, name: str) -> Data:
+    """The output, or `ValueError` where a network's shape is not its input's: broadcasting would hide it."""
+    if output.shape != x.shape:
+        raise ValueError(f"Expected the {name} to return the shape of its input, {x.shape}; got {output.shape}.")
+    return output
 
 
 def check_times(t: PerExample, batch: int, name: str = "t") -> None:

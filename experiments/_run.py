@@ -111,6 +111,9 @@ def read_config(directory: str | Path, config_type: type[Config]) -> Config:
     """The configuration with which the run in `directory` was begun."""
     saved = _read(Path(directory))["config"]
     default = config_type(run_dir=str(directory))  # type: ignore[call-arg]
+    foreign = sorted(set(saved) - set(vars(default)))
+    if foreign:
+        raise ValueError(f"Expected a run of this experiment in {directory}; got one whose settings include {foreign}.")
     # JSON has no tuples
     return replace(default, **{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})  # type: ignore
 

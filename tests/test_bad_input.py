@@ -10,8 +10,8 @@ from oracles import GAUSSIAN, PROCESSES
 
 from dgm_jax.likelihood import bits_per_dim, dequantize, log_likelihood
 from dgm_jax.losses import denoising_error, diffusion_loss, weights
-from dgm_jax.parameterizations import as_denoiser, precondition
-from dgm_jax.processes import log_snr_grid, uniform
+from dgm_jax.parameterizations import as_denoiser, precondition, score_of
+from dgm_jax.processes import log_normal, log_snr_grid, uniform, variance_exploding, variance_preserving
 from dgm_jax.samplers import sample_ode, sample_sde, simulate_forward, solve_ode, solve_sde
 
 VP, COSINE, RECTIFIED = PROCESSES["vp"], PROCESSES["cosine"], PROCESSES["rectified"]
@@ -96,6 +96,42 @@ CASES = {
         ),
         "error estimate.*Euler",
     ),
+    "adaptive Euler behind a clip": (
+        lambda: solve_ode(
+            GAUSSIAN.denoise(VP),
+            VP,
+            X,
+            ts=TS,
+            solver=diffrax.Euler(),
+            controller=diffrax.ClipStepSizeController(diffrax.PIDController(1e-3, 1e-3), step_ts=[0.5]),
+        ),
+        "error estimate.*Euler",
+    ),
+    "a network of another shape": (
+        lambda: as_denoiser(lambda x, t: x[:, :1], VP, prediction="v")(X, T),
+        r"network to return the shape of its input, \(3, 2\); got \(3, 1\)",
+    ),
+    "a denoiser of another shape": (lambda: denoising_error(lambda x, t: x[0], VP, X, T, X), "denoiser to return"),
+    "a denoiser of another shape in a solve": (
+        lambda: solve_ode(lambda x, t: x[:, :1], VP, X, ts=TS),
+        "denoiser to return",
+    ),
+    "a weight with an axis too many": (
+        lambda: diffusion_loss(lambda x, t: x, VP, X, KEY, weight=lambda t: t[:, None]),
+        "one per example",
+    ),
+    "a list of times": (lambda: sample_ode(never, VP, KEY, (3, 2), ts=[1.0, 0.5]), "ts to be a floating-point array"),
+    "integer times": (lambda: sample_ode(never, VP, KEY, (3, 2), ts=np.array([1, 0])), "floating-point"),
+    "times with a NaN": (lambda: sample_sde(never, VP, KEY, (3, 2), ts=np.array([np.nan, 0.5])), "strictly"),
+    "a list as the state": (lambda: solve_ode(never, VP, [[0.0]], ts=TS), "to be an array"),
+    "an empty batch": (lambda: solve_ode(never, VP, X[:0], ts=TS), "at least one value"),
+    "an empty event": (lambda: diffusion_loss(never, VP, X[:, :0], KEY, weight=ones), "at least one value"),
+    "a negative shape": (lambda: sample_ode(never, VP, KEY, (-2, 3), ts=TS), "positive sizes"),
+    "endless noise": (lambda: variance_exploding(0.01, np.inf), "sigma_max"),
+    "endless rates": (lambda: variance_preserving(0.1, np.inf), "beta_max"),
+    "the score without noise": (lambda: score_of(never, VP)(X, jnp.zeros(3)), "sigma\\(t\\) > 0.*score"),
+    "sigma_data of zero in a weight": (lambda: weights.edm(VP, T, sigma_data=0.0), "sigma_data > 0"),
+    "an endless law of times": (lambda: log_normal(VP, 0.0, np.inf), "std"),
     "shape without events or batch": (lambda: sample_ode(never, VP, KEY, (), ts=TS), "shape"),
 }
 

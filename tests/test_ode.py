@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from oracles import GAUSSIAN, MIXTURE, NO_SIGNAL_AT_ONE, PROCESSES, gaussian_flow, last_time, mixture_weights
 
+from dgm_jax.parameterizations import as_denoiser, precondition
 from dgm_jax.processes import karras_grid, log_snr_grid, uniform
 from dgm_jax.samplers import sample_ode, solve_ode
 
@@ -202,3 +203,19 @@ def test_gradients_through_the_solve(adjoint):
     bump[0, 0] = step
     exact = gaussian_flow(process, x + bump, 0.8, 0.1) - gaussian_flow(process, x - bump, 0.8, 0.1)
     np.testing.assert_allclose(jax.jit(jax.grad(first))(x)[0, 0], exact[0, 0] / (2 * step), rtol=1e-3)
+
+
+def test_a_solve_through_a_pole_says_so():
+    """Noise predictions hold no x_0 where alpha = 0: the result is not a success, though every step was taken."""
+    process = PROCESSES["rectified"]
+    denoise = as_denoiser(lambda x, t: x, process, prediction="noise")
+    result = solve(denoise, process, jnp.asarray(X), ts=uniform(4, t_min=0.1))
+    assert result.result == diffrax.RESULTS.nonfinite
+
+
+def test_preconditioning_starts_without_signal():
+    """c_noise is bounded where alpha = 0, so that flows of rectified and cosine processes may start at t = 1."""
+    process = PROCESSES["rectified"]
+    denoise = precondition(lambda x, c: jnp.sin(x + c[:, None]), process, sigma_data=0.5)
+    result = solve(denoise, process, jnp.asarray(X), ts=uniform(4, t_min=0.1))
+    assert result.result == diffrax.RESULTS.successful

@@ -3,8 +3,7 @@
     real = (2 integer - (levels - 1)) / (levels - 1)        integer = round((real + 1) (levels - 1) / 2)
 
 The numerator is exact in float32, so that the ends are exactly -1 and 1, and the second undoes the first exactly.
-Photographs have 256 levels,
-scikit-learn's digits 17.
+Photographs have 256 levels, scikit-learn's digits 17.
 """
 
 import jax.numpy as jnp

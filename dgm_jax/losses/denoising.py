@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from dgm_jax.numerics import check_data, normal_like, split
+from dgm_jax.numerics import check_data, check_like, normal_like, split
 from dgm_jax.processes.gaussian import GaussianProcess
 from dgm_jax.processes.times import stratified
 from dgm_jax.typing import Data, Denoiser, Keys, PerExample, TimeLaw
@@ -16,7 +16,7 @@ from dgm_jax.typing import Data, Denoiser, Keys, PerExample, TimeLaw
 
 def denoising_error(denoise: Denoiser, process: GaussianProcess, x_0: Data, t: PerExample, noise: Data) -> PerExample:
     """|D(x_t, t) - x_0|^2 / dim at given times and noise: no randomness, so that tests can pin it."""
-    error = denoise(process.perturb(x_0, t, noise), t) - x_0
+    error = check_like(denoise(process.perturb(x_0, t, noise), t), x_0, "denoiser") - x_0
     return jnp.mean(error**2, axis=tuple(range(1, x_0.ndim)))
 
 
@@ -41,4 +41,7 @@ def diffusion_loss(
     key_times, key_noise = split(key)
     t = times(key_times, len(x_0)).astype(x_0.dtype)
     noise = normal_like(key_noise, x_0)
-    return weight(t) * denoising_error(denoise, process, x_0, t, noise)
+    weights = weight(t)
+    if weights.shape not in ((), t.shape):
+        raise ValueError(f"Expected weight(t) of the shape of t, {t.shape}, one per example; got {weights.shape}.")
+    return weights * denoising_error(denoise, process, x_0, t, noise)

@@ -21,9 +21,9 @@ def simple(process: GaussianProcess, t: PerExample) -> PerExample:
 def ncsn(process: GaussianProcess, t: PerExample) -> PerExample:
     """lambda(sigma) = sigma^2 times the squared score error (Song & Ermon 2019, arXiv:1907.05600, eq. 5 and 6).
 
-    Without the paper's factor 1/2 this is L_simple in other words.
+    Without the paper's factor 1/2 this is L_simple in other words: sigma^2 alpha^2/sigma^4.
     """
-    return process.variance(t) * error_ratio(process, t, "score")
+    return error_ratio(process, t, "noise")
 
 
 def likelihood(process: GaussianProcess, t: PerExample, *, event_size: int) -> PerExample:
@@ -33,6 +33,8 @@ def likelihood(process: GaussianProcess, t: PerExample, *, event_size: int) -> P
     the equal alpha (alpha sigma' - alpha' sigma)/sigma^3 dim, which is finite where alpha = 0 and g is not.
     Reference: Song, Durkan et al. 2021, arXiv:2101.09258, theorem 1.
     """
+    if event_size < 1:
+        raise ValueError(f"Expected event_size >= 1, as the error is summed over the event; got {event_size=}.")
     alpha, sigma = process.alpha(t), process.sigma(t)
     alpha_rate, sigma_rate = process.rates(t)
     return event_size * (alpha / sigma) * (alpha * sigma_rate - alpha_rate * sigma) / sigma**2
@@ -43,6 +45,8 @@ def edm(process: GaussianProcess, t: PerExample, *, sigma_data: float) -> PerExa
 
     Written without the division by alpha, as a time drawn from (t_min, 1) may round to 1.
     """
+    if not sigma_data > 0:
+        raise ValueError(f"Expected sigma_data > 0, as a standard deviation of data is; got {sigma_data=}.")
     return 1 / sigma_data**2 + error_ratio(process, t, "noise")
 
 

@@ -11,7 +11,7 @@ alpha = 0 or sigma = 0.
 
 import jax.numpy as jnp
 
-from dgm_jax.numerics import expand_to
+from dgm_jax.numerics import check_like, expand_to
 from dgm_jax.processes.gaussian import GaussianProcess
 from dgm_jax.typing import Data, Denoiser, Network, PerExample
 
@@ -31,8 +31,9 @@ def precondition(network: Network, process: GaussianProcess, *, sigma_data: floa
         c_skip = alpha * sigma_data**2 / scale**2
         c_out = sigma * sigma_data / scale
         # log 0 would reach the network, and c_out = 0 cannot undo a NaN
-        c_noise = jnp.log(jnp.maximum(process.noise_ratio(t), jnp.finfo(t.dtype).tiny)) / 4
-        output = network(x_t / expand_to(scale, x_t), c_noise)
+        tiny = jnp.finfo(t.dtype).tiny
+        c_noise = (jnp.log(jnp.maximum(sigma, tiny)) - jnp.log(jnp.maximum(alpha, tiny))) / 4
+        output = check_like(network(x_t / expand_to(scale, x_t), c_noise), x_t, "network")
         return expand_to(c_skip, x_t) * x_t + expand_to(c_out, x_t) * output
 
     return denoise

@@ -21,7 +21,7 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from dgm_jax.numerics import expand_to
+from dgm_jax.numerics import check_like, expand_to
 from dgm_jax.processes.gaussian import GaussianProcess
 from dgm_jax.typing import Data, Denoiser, Network, PerExample
 
@@ -62,7 +62,7 @@ def as_denoiser(network: Network, process: GaussianProcess, *, prediction: Predi
     row(process, jnp.zeros(1), prediction)  # an unknown prediction fails here, not inside a trace
 
     def denoise(x_t: Data, t: PerExample) -> Data:
-        output = network(x_t, t)
+        output = check_like(network(x_t, t), x_t, "network")
         if prediction == "x_0":
             return output
         alpha, sigma = process.alpha(t), process.sigma(t)
@@ -89,6 +89,7 @@ def score_of(denoise: Denoiser, process: GaussianProcess) -> Network:
     """The score, grad log p_t(x_t) = (alpha D - x_t)/sigma^2 (Tweedie's formula)."""
 
     def score(x_t: Data, t: PerExample) -> Data:
+        process.refuse_no_noise(t, "the score")
         alpha, variance = expand_to(process.alpha(t), x_t), expand_to(process.variance(t), x_t)
         return (alpha * denoise(x_t, t) - x_t) / variance
 
@@ -99,6 +100,7 @@ def noise_of(denoise: Denoiser, process: GaussianProcess) -> Network:
     """The noise estimate, E[noise | x_t] = (x_t - alpha D)/sigma."""
 
     def noise(x_t: Data, t: PerExample) -> Data:
+        process.refuse_no_noise(t, "the noise")
         alpha, sigma = expand_to(process.alpha(t), x_t), expand_to(process.sigma(t), x_t)
         return (x_t - alpha * denoise(x_t, t)) / sigma
 
@@ -109,6 +111,7 @@ def velocity_of(denoise: Denoiser, process: GaussianProcess) -> Network:
     """dx/dt of the probability-flow ODE, alpha' D + sigma' (x_t - alpha D)/sigma: finite where alpha = 0."""
 
     def velocity(x_t: Data, t: PerExample) -> Data:
+        process.refuse_no_noise(t, "the velocity")
         alpha, sigma = expand_to(process.alpha(t), x_t), expand_to(process.sigma(t), x_t)
         alpha_rate, sigma_rate = (expand_to(rate, x_t) for rate in process.rates(t))
         estimate = denoise(x_t, t)

@@ -102,6 +102,7 @@ class GaussianProcess:
         values = known(ratio)
         if values is not None and not (values >= 0).all():
             raise ValueError(f"Expected noise_ratio >= 0, as sigma/alpha is; got {float(np.min(values))}.")
+        ratio = jnp.minimum(ratio, 1e18)  # its square is still finite in float32
         if self.inverse is not None:
             return jnp.clip(self.inverse(ratio), 0.0, 1.0)
         return _bisect(self, ratio)
@@ -117,12 +118,12 @@ class GaussianProcess:
                 'instance at t = 1 - 1e-3, or solve the ODE in coordinates "time" or "data".'
             )
 
-    def refuse_no_noise(self, t: Times) -> None:
-        """Raise `ValueError` where `t` is known and sigma(t) = 0: the log-SNR is infinite."""
+    def refuse_no_noise(self, t: Times, what: str) -> None:
+        """Raise `ValueError` where `t` is known and sigma(t) = 0: there is no noise to divide by."""
         with jax.ensure_compile_time_eval():
             variance = known(self.variance(_as_float(t))) if known(t) is not None else None
         if variance is not None and (variance <= 0).any():
-            raise ValueError(f"Expected t where sigma(t) > 0, as the log-SNR is infinite without noise; got {t=}.")
+            raise ValueError(f"Expected t where sigma(t) > 0, as {what} is infinite or 0/0 without noise; got {t=}.")
 
 
 def _as_float(t: Times) -> Array:

@@ -48,7 +48,7 @@ def log_snr_grid(process: GaussianProcess, n: int, *, t_min: float, t_max: float
     Reference: Lu et al. 2022, arXiv:2206.00927, section 3.3.
     """
     _check(n, t_min, t_max)
-    process.refuse_no_noise(t_min)
+    process.refuse_no_noise(t_min, "the log-SNR")
 
     def points() -> Array:
         return process.time_at(jnp.exp(-jnp.linspace(process.log_snr(t_max), process.log_snr(t_min), n + 1) / 2))

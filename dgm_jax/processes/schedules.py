@@ -39,8 +39,8 @@ def sub_variance_preserving(beta_min: float = 0.1, beta_max: float = 20.0) -> Ga
 
 def _linear_beta(beta_min: float, beta_max: float):
     """The integral B(t) of beta(t) = beta_min + t (beta_max - beta_min), and its inverse t(B)."""
-    if not 0 < beta_min <= beta_max:
-        raise ValueError(f"Expected 0 < beta_min <= beta_max, as noise only grows; got {beta_min=}, {beta_max=}.")
+    if not 0 < beta_min <= beta_max < np.inf:
+        raise ValueError(f"Expected 0 < beta_min <= beta_max < inf, as noise only grows; got {beta_min=}, {beta_max=}.")
 
     def integral(t: Array) -> Array:
         return t * (beta_min + t * (beta_max - beta_min) / 2)
@@ -71,8 +71,8 @@ def karras(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) 
     Reference: Karras et al. 2022, arXiv:2206.00364, eq. 5.
     """
     _check_sigmas(sigma_min, sigma_max)
-    if not rho > 0:
-        raise ValueError(f"Expected rho > 0, as sigma rises with t; got {rho=}.")
+    if not 0.1 <= rho < np.inf:
+        raise ValueError(f"Expected 0.1 <= rho < inf, as powers of sigma must be finite and rise; got {rho=}.")
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return GaussianProcess(
         alpha=jnp.ones_like,
@@ -82,8 +82,10 @@ def karras(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) 
 
 
 def _check_sigmas(sigma_min: float, sigma_max: float) -> None:
-    if not 0 < sigma_min < sigma_max:
-        raise ValueError(f"Expected 0 < sigma_min < sigma_max, as noise only grows; got {sigma_min=}, {sigma_max=}.")
+    if not 1e-18 < sigma_min < sigma_max < 1e18:
+        raise ValueError(
+            f"Expected 1e-18 < sigma_min < sigma_max < 1e18, as squares must be finite; got {sigma_min=}, {sigma_max=}."
+        )
 
 
 def cosine(offset: float = 0.008) -> GaussianProcess:
@@ -91,8 +93,8 @@ def cosine(offset: float = 0.008) -> GaussianProcess:
 
     Reference: Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17, in continuous time and without clipping beta.
     """
-    if not offset >= 0:
-        raise ValueError(f"Expected offset >= 0, as alpha falls from t = 0 on; got {offset=}.")
+    if not 0 <= offset <= 100:
+        raise ValueError(f"Expected 0 <= offset <= 100, as alpha falls visibly from t = 0 on; got {offset=}.")
     scale = float(np.pi / 2 / (1 + offset))
     start = scale * offset
     cos_start, sin_start = float(np.cos(start)), float(np.sin(start))

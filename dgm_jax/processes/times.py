@@ -6,6 +6,7 @@ are independent, so that a device that holds a slice of the keys draws exactly t
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dgm_jax.numerics import example_keys, normal, typed_key
 from dgm_jax.processes.gaussian import GaussianProcess
@@ -32,8 +33,8 @@ def log_normal(process: GaussianProcess, mean: float, std: float) -> TimeLaw:
     Ratios beyond the process's range give its nearer end.
     Reference: Karras et al. 2022, arXiv:2206.00364, table 1.
     """
-    if not std > 0:
-        raise ValueError(f"Expected std > 0, as a normal law has; got {std=}.")
+    if not (np.isfinite(mean) and 0 < std < np.inf):
+        raise ValueError(f"Expected a finite mean and std > 0, as a normal law has; got {mean=}, {std=}.")
 
     def law(key: Keys, batch: int) -> PerExample:
         return process.time_at(jnp.exp(mean + std * normal(key, (batch,))))
@@ -47,7 +48,7 @@ def log_snr_uniform(process: GaussianProcess, t_min: float, t_max: float) -> Tim
     Reference: Kingma et al. 2021, arXiv:2107.00630, section 5.1 with a linear log-SNR schedule.
     """
     _check(t_min, t_max)
-    process.refuse_no_noise(t_min)
+    process.refuse_no_noise(t_min, "the log-SNR")
     high, low = process.log_snr(t_min), process.log_snr(t_max)
 
     def law(key: Keys, batch: int) -> PerExample:
@@ -64,7 +65,8 @@ def _stratified_uniform(key: Keys, batch: int) -> PerExample:
         return jax.vmap(jax.random.uniform)(example_keys(key, batch))
     key_order, key_offset = jax.random.split(key)
     strata = jax.random.permutation(key_order, jnp.arange(batch, dtype=jnp.result_type(float)))
-    return (strata + jax.random.uniform(key_offset, (batch,))) / batch
+    times = (strata + jax.random.uniform(key_offset, (batch,))) / batch
+    return jnp.minimum(times, 1 - jnp.finfo(times.dtype).eps)  # the last stratum may round up to 1
 
 
 def _check(t_min: float, t_max: float) -> None:

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dgm_jax.numerics import rounded
+from dgm_jax.numerics import check_like, rounded
 from dgm_jax.processes.gaussian import GaussianProcess
 from dgm_jax.typing import Data, Denoiser
 
@@ -92,5 +92,5 @@ def estimates(
     t = system.time(clock)
     t, scale, alpha, sigma = rounded((t, system.scale(t), process.alpha(t), process.sigma(t)))
     x_t = state / scale
-    estimate = denoise(x_t, jnp.full(len(x_t), t))
+    estimate = check_like(denoise(x_t, jnp.full(len(x_t), t)), x_t, "denoiser")
     return estimate, (x_t - alpha * estimate) / sigma

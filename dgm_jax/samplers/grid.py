@@ -28,6 +28,13 @@ class GridPlan(NamedTuple):
 def check_grid(x: Data, ts: Grid) -> np.ndarray | None:
     """The grid's values where they are known, after checks of the state and of the grid's order and range."""
     check_data(x, "the state x")
+    return check_points(ts)
+
+
+def check_points(ts: Grid) -> np.ndarray | None:
+    """The grid's values where they are known, after checks of its order and range."""
+    if not isinstance(ts, jax.Array | np.ndarray) or not jnp.issubdtype(ts.dtype, jnp.floating):
+        raise ValueError(f"Expected ts to be a floating-point array [points], as times are; got {ts!r}.")
     if ts.ndim != 1 or len(ts) < 2:
         raise ValueError(f"Expected ts [points] with at least 2 points, as a solve has two ends; got {ts.shape=}.")
     values = known(ts)
@@ -45,7 +52,7 @@ def ode_grid(process: GaussianProcess, x: Data, ts: Grid, coordinates: str) -> G
     """Check the grid of an ODE solve, rising or falling, and split off a last step to a noiseless t = 0."""
     values = check_grid(x, ts)
     if values is not None and coordinates == "noise":
-        refuse_pure_noise(process, values, x.dtype, 'the "noise" clock sigma/alpha is')
+        refuse_pure_noise(process, values, _dtype(x), 'the "noise" clock sigma/alpha is')
     return _split_last(process, x, ts, values)
 
 
@@ -58,7 +65,7 @@ def reverse_grid(process: GaussianProcess, x: Data, ts: Grid) -> GridPlan:
                 "Expected falling ts, as a reverse SDE runs from noise to data (data to noise: simulate_forward); "
                 f"got {values[0]} to {values[-1]}."
             )
-        refuse_pure_noise(process, values, x.dtype, "the reverse SDE's coefficients are")
+        refuse_pure_noise(process, values, _dtype(x), "the reverse SDE's coefficients are")
     return _split_last(process, x, ts, values)
 
 
@@ -71,9 +78,9 @@ def forward_grid(process: GaussianProcess, x: Data, ts: Grid) -> Float[Array, " 
                 "Expected rising ts, as the forward SDE runs from data to noise (noise to data: solve_sde); "
                 f"got {values[0]} to {values[-1]}."
             )
-        refuse_pure_noise(process, values, x.dtype, "the forward SDE's drift is")
+        refuse_pure_noise(process, values, _dtype(x), "the forward SDE's drift is")
     with jax.ensure_compile_time_eval():
-        return jnp.asarray(ts, x.dtype)
+        return jnp.asarray(ts, _dtype(x))
 
 
 def refuse_pure_noise(process: GaussianProcess, values: np.ndarray, dtype: jnp.dtype, what: str) -> None:
@@ -88,9 +95,9 @@ def refuse_pure_noise(process: GaussianProcess, values: np.ndarray, dtype: jnp.d
 
 def _split_last(process: GaussianProcess, x: Data, ts: Grid, values: np.ndarray | None) -> GridPlan:
     with jax.ensure_compile_time_eval():
-        ts = jnp.asarray(ts, x.dtype)
+        ts = jnp.asarray(ts, _dtype(x))
         before_last = ts[:-1]
-    if values is None or not _vanishes(process.variance, float(values.min()), x.dtype):
+    if values is None or not _vanishes(process.variance, float(values.min()), _dtype(x)):
         return GridPlan(ts, to_zero=False)
     if values[-1] > values[0]:
         raise ValueError(
@@ -103,6 +110,11 @@ def _split_last(process: GaussianProcess, x: Data, ts: Grid, values: np.ndarray 
             f"denoiser's own estimate; got {values}."
         )
     return GridPlan(before_last, to_zero=True)
+
+
+def _dtype(x: Data) -> jnp.dtype:
+    """The precision in which JAX holds the state: a float64 NumPy array is float32 to it unless told otherwise."""
+    return jax.dtypes.canonicalize_dtype(x.dtype)
 
 
 def _vanishes(function: TimeFunction, t: float, dtype: jnp.dtype) -> bool:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from dgm_jax.numerics import expand_to, normal, rounded
 from dgm_jax.processes.gaussian import GaussianProcess
 from dgm_jax.samplers.coordinates import CoordinateName, clock_of, coordinates_of, estimates
-from dgm_jax.samplers.grid import Grid, ode_grid
+from dgm_jax.samplers.grid import Grid, check_points, ode_grid
 from dgm_jax.samplers.stepping import Samples, integrate
 from dgm_jax.typing import Data, Denoiser, Keys
 
@@ -34,7 +34,8 @@ def solve_ode(
     Args:
         x: [batch, *event], in data units.
         ts: falling from noise to data, or rising to encode data. A falling grid may end at t = 0 where sigma(0) = 0:
-            the last step is then the denoiser's own estimate.
+            the last step is then the denoiser's own estimate. A grid whose values are traced (made by `jnp.linspace`
+            under `jit`) is not looked at, and must end before t = 0; those of `dgm_jax.processes` are never traced.
         controller: None steps exactly on `ts`; else adaptive, with the tolerance held by each example of the batch.
         adjoint: None allows forward-mode gradients only; pass `diffrax.DirectAdjoint()` for reverse mode.
     """
@@ -68,6 +69,7 @@ def sample_ode(
 
 def draw_prior(process: GaussianProcess, key: Keys, shape: tuple[int, ...], ts: Grid) -> Data:
     """sigma(ts[0]) times standard normal noise, in the grid's precision."""
+    check_points(ts)
     start = jnp.asarray(ts)[0]
     return process.sigma(start) * normal(key, shape, start.dtype)
 
@@ -80,4 +82,6 @@ def finish(denoise, states, plan, system, evaluations, result, *, save_path: boo
         last = denoise(path[-1], jnp.full(path.shape[1], plan.ts[-1]))
         path = jnp.concatenate([path, last[None]])
         evaluations = evaluations + 1
+    finite = jnp.isfinite(path[-1]).all()  # a step through a pole is no failure to diffrax
+    result = diffrax.RESULTS.where(finite, result, diffrax.RESULTS.nonfinite)  # type: ignore[arg-type]
     return Samples(path[-1], path if save_path else None, evaluations, result)

@@ -47,7 +47,8 @@ def solve_sde(
     Args:
         x: [batch, *event], in data units.
         key: one key, or one key per example [batch]; an example's path depends on its own key alone.
-        ts: falling. It may end at t = 0 where sigma(0) = 0: the last step is then the denoiser's own estimate.
+        ts: falling. It may end at t = 0 where sigma(0) = 0: the last step is then the denoiser's own estimate. A
+            traced grid is not looked at, and must end before t = 0 (see `solve_ode`).
         stochasticity: eta >= 0.
         controller: None steps exactly on `ts`; an adaptive one needs a solver with an error estimate, such as
             `diffrax.Heun()` or `diffrax.SPaRK()`.

@@ -15,7 +15,8 @@ class Samples(NamedTuple):
     """What every sampler returns.
 
     x: the state at the last point of the grid. path: the states at all points, [points, batch, *event], or None.
-    evaluations: batched calls of the network. result: diffrax's, `diffrax.RESULTS.successful` unless a step failed.
+    evaluations: batched calls of the network. result: `diffrax.RESULTS.successful` unless a step failed or x is not
+    finite.
     """
 
     x: Data
@@ -43,7 +44,8 @@ def integrate(
         max_steps: bounds the steps of a controller, None is 4,096; on a grid they are the grid's.
     """
     fixed = controller is None
-    if isinstance(controller, diffrax.PIDController) and not isinstance(solver, diffrax.AbstractAdaptiveSolver):
+    adaptive = isinstance(controller, diffrax.PIDController | diffrax.ClipStepSizeController)
+    if adaptive and not isinstance(solver, diffrax.AbstractAdaptiveSolver):
         raise ValueError(
             "Expected a solver with an error estimate (Heun, Tsit5, SPaRK, ...), as a controller adapts steps to it; "
             f"got {solver}."
@@ -64,7 +66,7 @@ def integrate(
         saveat=saveat,
         stepsize_controller=GridSteps(clock) if fixed else per_example(controller),
         adjoint=diffrax.ForwardMode() if adjoint is None else adjoint,
-        max_steps=len(clock) - 1 if fixed else max_steps or 4096,
+        max_steps=len(clock) - 1 if fixed else 4096 if max_steps is None else max_steps,
         throw=False,  # a throw is a host callback: it breaks export and pmap; the result is handed back instead
     )
     first, each = evaluations_of(solver)
@@ -86,6 +88,8 @@ class GridSteps(diffrax.StepTo):
 
 def per_example(controller: diffrax.AbstractStepSizeController) -> diffrax.AbstractStepSizeController:
     """Measure the worst example where a PID controller has its default norm, the mean over the whole batch."""
+    if isinstance(controller, diffrax.ClipStepSizeController):
+        return eqx.tree_at(lambda c: c.controller, controller, per_example(controller.controller))
     if isinstance(controller, diffrax.PIDController) and controller.norm is diffrax.PIDController(1.0, 1.0).norm:
         return eqx.tree_at(lambda c: c.norm, controller, worst_example)
     return controller

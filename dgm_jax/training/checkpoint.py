@@ -37,6 +37,8 @@ class Checkpoints:
         if keep < 1:
             raise ValueError(f"Expected keep >= 1, as the newest checkpoint is the one to resume from; got {keep=}.")
         self.directory = Path(directory).resolve()
+        if self.directory.exists() and not self.directory.is_dir():
+            raise ValueError(f"Expected a directory, as checkpoints are folders; got the file {self.directory}.")
         for step in saved_steps(self.directory):
             _read_header(self.directory / str(step))
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)

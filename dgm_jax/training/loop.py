@@ -48,6 +48,10 @@ def train(
     Raises:
         FloatingPointError: the loss or the parameters are no longer finite; nothing is saved from then on.
     """
+    if min(log_every, save_every) < 1:
+        raise ValueError(
+            f"Expected log_every and save_every >= 1, as they count steps; got {log_every=}, {save_every=}."
+        )
     state = _resume(state, batches, checkpoints)
     start = int(state.step)
     if start >= steps:
