@@ -91,7 +91,7 @@ def rounded(scalars: PyTree) -> PyTree:
     """The scalars as they are, rounded here once and for all.
 
     XLA may fuse a scalar's arithmetic into the array it multiplies and round it differently, in programs for many
-    devices and not in those for one. The barrier keeps samples equal to the last bit.
+    devices and not in those for one. The barrier takes that difference out of the scalars.
     """
     return jax.lax.optimization_barrier(scalars)
 

@@ -86,7 +86,8 @@ def test_readme_learns_the_ring_and_samples_from_a_checkpoint(sandbox, monkeypat
 
 @pytest.mark.parametrize("name", [n for n, path in PAGES.items() if path != README and blocks(path, "python")])
 def test_blocks_run(name, sandbox, monkeypatch):
-    run(PAGES[name], monkeypatch)
+    page = run(PAGES[name], monkeypatch)
+    assert any(not name.startswith("__") for name in vars(page))
 
 
 def targets():

@@ -43,7 +43,7 @@ def likelihood(process: GaussianProcess, t: PerExample, *, event_size: int) -> P
 def edm(process: GaussianProcess, t: PerExample, *, sigma_data: float) -> PerExample:
     """(r^2 + sigma_data^2)/(r sigma_data)^2, r = sigma/alpha (Karras et al. 2022, arXiv:2206.00364, table 1).
 
-    Written without the division by alpha, as a time drawn from (t_min, 1) may round to 1.
+    Written without the division by alpha, which is 0 at t = 1 for cosine and rectified.
     """
     if not sigma_data > 0:
         raise ValueError(f"Expected sigma_data > 0, as a standard deviation of data is; got {sigma_data=}.")

@@ -1,5 +1,6 @@
-"""The networks that the benchmarks sample from: random parameters, as the time does not depend on their values."""
+"""The networks that the benchmarks sample from, and their sizes: random parameters, as the time does not depend on their values."""
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +14,19 @@ from dgm_jax.processes import GaussianProcess, variance_preserving
 from dgm_jax.typing import Denoiser
 
 PROCESS = variance_preserving()
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of the run; `--smoke` takes seconds, writes nothing, and its ratios mean nothing."""
+
+    steps: int = 100
+    mlp_batch: int = 4096
+    mlp_repeats: int = 21
+    unet_batch: int = 16
+    unet_repeats: int = 7
+    write: bool = False
+    smoke: bool = False
 
 
 class Case(NamedTuple):

@@ -10,7 +10,7 @@ errors.
 Time: about 4 minutes on 2 cores. Expected: 0.95 to 1.05; bound 1.05. Measured: see docs/benchmarks.md.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import diffrax
 import jax
@@ -21,22 +21,9 @@ from jaxtyping import Array, Float
 
 from dgm_jax.processes import uniform
 from dgm_jax.samplers import solve_ode, solve_sde
-from experiments.benchmarks._cases import PROCESS, Case, mlp, tiny_unet, unet
+from experiments.benchmarks._cases import PROCESS, Case, Config, mlp, tiny_unet, unet
 from experiments.benchmarks._table import Row, ratio_row, report
 from experiments.benchmarks._timing import rounds
-
-
-@dataclass(frozen=True)
-class Config:
-    """Sizes of the run; `--smoke` takes seconds, writes nothing, and its ratios mean nothing."""
-
-    steps: int = 100
-    mlp_batch: int = 4096
-    mlp_repeats: int = 21
-    unet_batch: int = 16
-    unet_repeats: int = 7
-    write: bool = False
-    smoke: bool = False
 
 
 def euler_coefficients(ts: Float[np.ndarray, " points"], *, stochasticity: float) -> tuple[Array, Array, Array]:

@@ -15,7 +15,7 @@ Time: about 5 minutes on 2 cores. Expected: 1.0 to 1.1 for the MLP and 1.0 for t
 1.20 and 1.05 (SDE). Measured: see docs/benchmarks.md.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import diffrax
 import jax
@@ -26,22 +26,9 @@ from jaxtyping import Float
 
 from dgm_jax.processes import uniform
 from dgm_jax.samplers import sample_ode, sample_sde
-from experiments.benchmarks._cases import PROCESS, Case, mlp, tiny_unet, unet
+from experiments.benchmarks._cases import PROCESS, Case, Config, mlp, tiny_unet, unet
 from experiments.benchmarks._table import Row, ratio_row, report
 from experiments.benchmarks._timing import rounds
-
-
-@dataclass(frozen=True)
-class Config:
-    """Sizes of the run; `--smoke` takes seconds, writes nothing, and its ratios mean nothing."""
-
-    steps: int = 100
-    mlp_batch: int = 4096
-    mlp_repeats: int = 21
-    unet_batch: int = 16
-    unet_repeats: int = 7
-    write: bool = False
-    smoke: bool = False
 
 
 def seconds(case: Case, *, steps: int, repeats: int) -> dict[str, Float[np.ndarray, " repeats"]]:
