@@ -1,4 +1,4 @@
-"""The networks that the benchmarks sample from, and their sizes: random parameters, as the time does not depend on their values."""
+"""The networks that the benchmarks sample from, and their sizes; random parameters, as times ignore their values."""
 
 from dataclasses import dataclass
 from functools import partial
