@@ -71,16 +71,25 @@ def divergence(
             Hutchinson's estimate, the mean over probes of probe . (J probe), unbiased where the probes have unit
             covariance. The products are forward-mode: reverse-mode convolutions are slow inside a loop.
     """
+    if probes is not None:
+        value, traces = probe_traces(field, x, probes)
+        return value, traces.mean(0)
     value, jvp = jax.linearize(field, x)
-    if probes is None:
-        size = int(np.prod(x.shape[1:]))
-        basis = jnp.eye(size, dtype=x.dtype).reshape(size, *x.shape[1:])
+    size = int(np.prod(x.shape[1:]))
+    basis = jnp.eye(size, dtype=x.dtype).reshape(size, *x.shape[1:])
 
-        def along(direction: Array) -> PerExample:
-            return _dot(jvp(jnp.broadcast_to(direction, x.shape)), jnp.broadcast_to(direction, x.shape))
+    def along(direction: Array) -> PerExample:
+        return _dot(jvp(jnp.broadcast_to(direction, x.shape)), jnp.broadcast_to(direction, x.shape))
 
-        return value, jax.lax.map(along, basis).sum(0)
-    return value, jax.lax.map(lambda probe: _dot(jvp(probe), probe), probes).mean(0)
+    return value, jax.lax.map(along, basis).sum(0)
+
+
+def probe_traces(
+    field: Callable[[Data], Data], x: Data, probes: Float[Array, "probes batch *event"]
+) -> tuple[Data, Float[Array, "probes batch"]]:
+    """The batched field at `x`, evaluated once, and probe . (J probe) of every probe: what `divergence` averages."""
+    value, jvp = jax.linearize(field, x)
+    return value, jax.lax.map(lambda probe: _dot(jvp(probe), probe), probes)
 
 
 def _dot(a: Data, b: Data) -> PerExample:

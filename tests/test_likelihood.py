@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 from oracles import GAUSSIAN, MIXTURE, PROCESSES, last_time
 
-from dgm_jax.likelihood import bits_per_dim, dequantize, log_likelihood
+from dgm_jax.likelihood import bits_per_dim, dequantize, log_likelihood, log_likelihood_with_error
 from dgm_jax.processes import log_snr_grid, uniform
 
 
@@ -69,6 +69,45 @@ def test_hutchinson_is_unbiased():
     four = jax.jit(lambda x: log_likelihood(denoise, process, x, jax.random.key(3), ts=ts, probes=4))
     mean_of_four = four(many[:500])
     assert abs(float(jnp.mean(mean_of_four) - exact[0])) < 4 * float(jnp.std(mean_of_four)) / np.sqrt(500)
+
+
+def test_the_spread_over_probes_is_the_error_of_their_mean():
+    """Over many draws of 64 probes, (estimate - exact)/standard error has mean 0 and Student's variance, 63/61."""
+    process, n, probes = PROCESSES["vp"], 1000, 64
+    x = jnp.asarray(MIXTURE.sample(np.random.default_rng(6), 1))
+    ts = log_snr_grid(process, 20, t_min=1e-2, t_max=1.0)[::-1]
+    denoise = MIXTURE.denoise(process)
+    exact = jax.jit(lambda x: log_likelihood(denoise, process, x, ts=ts))(x)
+    many, keys = jnp.tile(x, (n, 1)), jax.random.split(jax.random.key(7), n)
+    estimate = jax.jit(lambda x, k: log_likelihood_with_error(denoise, process, x, k, ts=ts, probes=probes))(many, keys)
+    z = np.asarray((estimate.nats - exact[0]) / estimate.standard_error)
+    assert abs(z.mean()) < 4 / np.sqrt(n)
+    # z^2 has variance about 2, and a discrete law of 64 signs is normal to 1/64
+    assert abs(z.var() - 63 / 61) < 4 * np.sqrt(2 / n) + 1 / probes
+    assert estimate.evaluations == 20 * 2
+    assert estimate.result == diffrax.RESULTS.successful
+    same = jax.jit(lambda x, k: log_likelihood(denoise, process, x, k, ts=ts, probes=probes))(many[:5], keys[:5])
+    np.testing.assert_allclose(same, estimate.nats[:5], rtol=1e-5)
+
+
+def test_a_failed_solve_shows():
+    """The result says so, the numbers are NaN."""
+    process, ts = PROCESSES["vp"], np.array([1e-3, 1.0], np.float32)
+    estimate = jax.jit(
+        lambda x: log_likelihood_with_error(
+            lambda x, t: jnp.where(t[:, None] > 0.5, jnp.nan, x),
+            process,
+            x,
+            jax.random.key(0),
+            ts=ts,
+            probes=2,
+            solver=diffrax.Tsit5(),
+            controller=diffrax.PIDController(rtol=1e-3, atol=1e-3),
+        )
+    )(jnp.ones((2, 2)))
+    assert estimate.result != diffrax.RESULTS.successful
+    assert np.isnan(estimate.nats).all()
+    assert np.isnan(estimate.standard_error).all()
 
 
 def test_densities_of_images_sum_over_every_axis():

@@ -6,8 +6,11 @@
 The error |D - x_0|^2 is a mean over the event, so weights that a paper applies to a sum differ by the dimension.
 """
 
+from typing import Literal
+
 import jax.numpy as jnp
 
+from dgm_jax.parameterizations.posterior import posterior_of
 from dgm_jax.parameterizations.predictions import error_ratio
 from dgm_jax.processes.gaussian import GaussianProcess
 from dgm_jax.typing import PerExample
@@ -55,3 +58,37 @@ def min_snr(process: GaussianProcess, t: PerExample, *, gamma: float) -> PerExam
     if not gamma > 0:
         raise ValueError(f"Expected gamma > 0, as a weight is; got {gamma=}.")
     return jnp.minimum(error_ratio(process, t, "noise"), gamma)
+
+
+def variational(
+    process: GaussianProcess,
+    t: PerExample,
+    *,
+    steps: int,
+    event_size: int,
+    variance: Literal["posterior", "beta"],
+) -> PerExample:
+    """The weight of the bound of a chain with times i/steps, in nats: DDPM's L in place of L_simple.
+
+    With times from `levels(jnp.arange(1, steps + 1) / steps)` the mean loss is the sum of the chain's terms that depend
+    on the denoiser: alpha_s^2 c^2/(2 v) times the summed x_0 error for the step from t to s = t - 1/steps (see
+    `parameterizations.posterior`), and 1/(2 sigma_t^2) for the decoder at the first time, v being the reverse variance.
+    What does not depend on the denoiser is left out: the prior's KL, log-variances, and for "beta" the variances' own
+    KL. The decoder counts as a density, which differs from the discretised one.
+
+    Args:
+        t: on the chain's times, i/steps.
+        variance: as in `transition_kl`.
+
+    Reference: Ho et al. 2020, arXiv:2006.11239, eq. 8 and 12.
+    """
+    if steps < 1 or event_size < 1:
+        raise ValueError(f"Expected steps >= 1 and event_size >= 1, as both are sums; got {steps=}, {event_size=}.")
+    if variance not in ("posterior", "beta"):
+        raise ValueError(f'Expected variance to be "posterior" or "beta", as a weight of t is; got {variance!r}.')
+    i = jnp.round(t * steps)  # s from whole numbers: t - 1/steps would lose digits of the difference
+    kernel = posterior_of(process, t, (i - 1) / steps)
+    of_model = kernel.beta
+    if variance == "posterior":  # the first step, to data without noise, has none: the decoder's is sigma(t)^2
+        of_model = jnp.where(kernel.posterior > 0, kernel.posterior, kernel.beta)
+    return steps * event_size * kernel.of_data**2 / (2 * of_model)

@@ -17,6 +17,7 @@ from dgm_jax.networks.layers import (
     space_to_depth,
 )
 from dgm_jax.networks.mlp import MLP
+from dgm_jax.networks.monotone import MonotoneSchedule
 from dgm_jax.networks.unet import UNet, ddpm_cifar10, unet_8x8, unet_28x28
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Conditioning",
     "Downsample",
     "GroupNorm",
+    "MonotoneSchedule",
     "ResidualBlock",
     "SelfAttention",
     "UNet",

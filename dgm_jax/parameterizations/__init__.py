@@ -1,5 +1,6 @@
 """What a network predicts, and its conversion to a denoiser: rows, adapters, preconditioning."""
 
+from dgm_jax.parameterizations.posterior import Posterior, ReverseVariance, posterior_of, reverse_variance
 from dgm_jax.parameterizations.preconditioning import precondition
 from dgm_jax.parameterizations.predictions import (
     Prediction,

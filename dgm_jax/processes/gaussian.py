@@ -58,7 +58,8 @@ class GaussianProcess:
         vanishes = variance <= 0
         sigma = jnp.sqrt(jnp.where(vanishes, 1.0, variance))
         # where sigma^2 ~ c t^2 / 2, the quotient is 0/0 at t = 0 and sigma' = sqrt(c / 2)
-        limit = jnp.where(variance_rate > 0, jnp.inf, jnp.sqrt(jnp.maximum(curvature, 0.0) / 2))
+        rises = vanishes & (curvature > 0)  # the gradient of a root at 0 is infinite, also where it is not chosen
+        limit = jnp.where(variance_rate > 0, jnp.inf, jnp.where(rises, jnp.sqrt(jnp.where(rises, curvature, 1) / 2), 0))
         return alpha_rate, jnp.where(vanishes, limit, variance_rate / (2 * sigma))
 
     def drift(self, x: Data, t: PerExample) -> Data:

@@ -4,11 +4,13 @@ t runs from 0 (data) to 1 (noise). Variances are written without cancellation (`
 float32 loses 1 - alpha^2 near t = 0 otherwise.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from dgm_jax.processes.gaussian import GaussianProcess
+from dgm_jax.typing import TimeFunction
 
 
 def variance_preserving(beta_min: float = 0.1, beta_max: float = 20.0) -> GaussianProcess:
@@ -150,4 +152,19 @@ def from_betas(betas: Float[Array, " steps"] | Float[np.ndarray, " steps"]) -> G
         alpha=lambda t: jnp.exp(-log_decay(t) / 2),
         variance=lambda t: -jnp.expm1(-log_decay(t)),
         inverse=lambda ratio: decay_time(jnp.log1p(ratio**2)),
+    )
+
+
+def from_log_snr(log_snr: TimeFunction) -> GaussianProcess:
+    """The variance-preserving process with a given log-SNR: alpha^2 = sigmoid(log_snr(t)), sigma^2 = 1 - alpha^2.
+
+    Args:
+        log_snr: 2 log(alpha/sigma) in nats, elementwise, falling with t and finite: a formula, or a learned
+            `dgm_jax.networks.MonotoneSchedule` with its parameters bound. It is differentiated in t.
+
+    Reference: Kingma et al. 2021, arXiv:2107.00630, eq. 3 and 4.
+    """
+    return GaussianProcess(
+        alpha=lambda t: jnp.exp(jax.nn.log_sigmoid(log_snr(t)) / 2),
+        variance=lambda t: jax.nn.sigmoid(-log_snr(t)),
     )
