@@ -17,6 +17,8 @@ from pathlib import Path
 
 import jax
 
+from experiments._oracle_bounds import bound_rows
+from experiments._oracle_langevin import langevin_rows
 from experiments._oracle_rows import (
     Row,
     dequantisation_rows,
@@ -24,6 +26,7 @@ from experiments._oracle_rows import (
     parameterization_rows,
     process_rows,
 )
+from experiments._oracle_samplers import recipe_rows, solver_rows
 from experiments._oracle_solves import forward_rows, likelihood_rows, ode_rows, sde_rows
 from experiments._run import parse
 from tests.oracles import PROCESSES
@@ -44,8 +47,12 @@ SECTIONS = {
     "Losses and weights": loss_rows,
     "ODE samplers": ode_rows,
     "SDE samplers": sde_rows,
+    "Samplers by name": recipe_rows,
+    "Solvers and correctors": solver_rows,
+    "Langevin dynamics and score matching": langevin_rows,
     "Forward simulation": forward_rows,
     "Likelihood": likelihood_rows,
+    "Bounds": bound_rows,
     "Dequantisation": dequantisation_rows,
 }
 COLUMNS = ("method", "paper", "process", "oracle", "error", "tolerance", "fitted order")
@@ -69,6 +76,10 @@ Where tolerances come from:
   forward kernel. Against the exact moments of Euler-Maruyama no bias is left.
 - **Log-likelihoods** are in nats. A third-order solver on 200 steps is allowed the cube of its step in log-SNR; against
   the exact log p, the prior's mismatch at up to five standard deviations comes on top.
+- **Samplers by name** are affine on Gaussian data, so that their papers' formulas give exact moments, and nothing but
+  four standard errors is allowed. The formula's own distance from the exact law falls with its weak order. Underdamped
+  Langevin steps of 1/8 are allowed 1/64 of the variance.
+- **Bounds** are held against closed forms in standard errors.
 - **Orders** are fitted to 16, 32 and 64 steps, those of the ODE under VE to 64, 128 and 256, where its errors have
   begun to fall with the solver's order. The error is the distance from that order; 0.35 is allowed,
   and 0.25 for strong orders.

@@ -159,3 +159,20 @@ def euler_maruyama_moments(process, ts, stochasticity: float):
         average = gain * average + step * pull * alpha[i] * mean
         variance = gain**2 * variance + stochasticity**2 * g[i] ** 2 * step
     return vectors @ average, vectors @ np.diag(variance) @ vectors.T
+
+
+def langevin_moments(process, ts, epsilon, steps, mean, covariance):
+    """Mean and covariance after Song & Ermon's algorithm 1 on GAUSSIAN, from a state of the given moments.
+
+    x <- x + alpha_i/2 C_i^-1 (m_i - x) + sqrt(alpha_i) z with x_t ~ N(m_i, C_i) at level i, discretisation included.
+    """
+    sigma = np.asarray(process.sigma(jnp.asarray(ts)), np.float64)
+    alpha = np.asarray(process.alpha(jnp.asarray(ts)), np.float64)
+    for i in range(len(ts)):
+        size = epsilon * sigma[i] ** 2 / sigma[-1] ** 2
+        pull = size / 2 * np.linalg.inv(alpha[i] ** 2 * GAUSSIAN.covariances[0] + sigma[i] ** 2 * np.eye(2))
+        gain = np.eye(2) - pull
+        for _ in range(steps):
+            mean = gain @ mean + alpha[i] * pull @ GAUSSIAN.means[0]
+            covariance = gain @ covariance @ gain.T + size * np.eye(2)
+    return mean, covariance

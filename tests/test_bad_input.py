@@ -8,11 +8,41 @@ import numpy as np
 import pytest
 from oracles import GAUSSIAN, PROCESSES
 
-from dgm_jax.likelihood import bits_per_dim, dequantize, log_likelihood
-from dgm_jax.losses import denoising_error, diffusion_loss, weights
+from dgm_jax.likelihood import (
+    bits_per_dim,
+    continuous_bound,
+    dequantize,
+    discrete_bits_per_dim,
+    log_likelihood,
+    log_likelihood_with_error,
+    variational_bound,
+    variational_dequantize,
+)
+from dgm_jax.losses import denoising_error, diffusion_loss, sliced_score_matching, transition_kl, weights
 from dgm_jax.parameterizations import as_denoiser, precondition, score_of
-from dgm_jax.processes import log_normal, log_snr_grid, uniform, variance_exploding, variance_preserving
-from dgm_jax.samplers import sample_ode, sample_sde, simulate_forward, solve_ode, solve_sde
+from dgm_jax.processes import log_normal, log_snr_grid, trailing, uniform, variance_exploding, variance_preserving
+from dgm_jax.samplers import (
+    AdamsBashforth,
+    Ancestral,
+    DPMSolverPP2M,
+    Langevin,
+    NormalizedLangevin,
+    PredictorCorrector,
+    ReverseDiffusion,
+    UnderdampedLangevin,
+    annealed_langevin,
+    ddim,
+    ddpm,
+    deis,
+    dpm_solver_pp_2m,
+    edm_heun,
+    predictor_corrector,
+    sample_ode,
+    sample_sde,
+    simulate_forward,
+    solve_ode,
+    solve_sde,
+)
 
 VP, COSINE, RECTIFIED = PROCESSES["vp"], PROCESSES["cosine"], PROCESSES["rectified"]
 
@@ -86,10 +116,133 @@ CASES = {
     "dequantising floats": (lambda: dequantize(X, KEY, levels=256), "integers.*float32"),
     "levels out of range": (lambda: dequantize(jnp.full((3, 2), 20, jnp.uint8), KEY, levels=17), r"\[0, 17\).*20"),
     "one level": (lambda: bits_per_dim(jnp.zeros(3), 4, levels=1), "levels > 1"),
+    "one probe has no spread": (
+        lambda: log_likelihood_with_error(never, VP, X, KEY, ts=TS[::-1], probes=1),
+        "probes >= 2.*probes=1",
+    ),
+    "rising grid for the bound": (
+        lambda: variational_bound(never, VP, X, KEY, ts=TS[::-1], variance="beta", levels=None),
+        "falling",
+    ),
+    "unknown variance": (
+        lambda: variational_bound(never, VP, X, KEY, ts=TS, variance="small", levels=None),
+        "variance.*small",
+    ),
+    "unknown variance of a weight": (
+        lambda: weights.variational(VP, T, steps=10, event_size=2, variance="small"),
+        "variance.*small",
+    ),
+    "data beside their levels": (
+        lambda: variational_bound(never, VP, X + 0.03, KEY, ts=TS, variance="beta", levels=17),
+        "centres of 17 levels.*to_unit",
+    ),
+    "data beyond their levels": (
+        lambda: continuous_bound(never, VP, X + 2.0, KEY, t_min=0.1, levels=17),
+        "centres of 17 levels",
+    ),
+    "one level of a bound": (lambda: continuous_bound(never, VP, X, KEY, t_min=0.1, levels=1), "levels > 1"),
+    "continuous bound from no noise": (
+        lambda: continuous_bound(never, VP, X, KEY, t_min=0.0, levels=None),
+        "sigma\\(t\\) > 0",
+    ),
+    "continuous bound with crossed ends": (
+        lambda: continuous_bound(never, VP, X, KEY, t_min=0.5, t_max=0.2, levels=None),
+        "t_min < t_max",
+    ),
+    "continuous bound without times": (
+        lambda: continuous_bound(never, VP, X, KEY, t_min=0.1, levels=None, draws=0),
+        "draws >= 1",
+    ),
+    "a term from noise to more noise": (
+        lambda: transition_kl(never, VP, X, T, T + 0.1, X, variance="posterior"),
+        "s < t",
+    ),
+    "a term to data without noise": (
+        lambda: transition_kl(never, VP, X, T, 0 * T, X, variance="beta"),
+        "sigma\\(t\\) > 0",
+    ),
+    "dequantising floats by a network": (
+        lambda: variational_dequantize(never, X, KEY, levels=256),
+        "integers.*float32",
+    ),
+    "an encoder of another shape": (
+        lambda: variational_dequantize(lambda x: (x, x[:, :1]), jnp.zeros((3, 2), jnp.uint8), KEY, levels=256),
+        "encoder to return the shape",
+    ),
+    "an event without dimensions": (lambda: discrete_bits_per_dim(jnp.zeros(3), 0), "event_size >= 1"),
     "sigma_data of zero": (lambda: precondition(never, VP, sigma_data=0.0), "sigma_data > 0"),
     "negative gamma": (lambda: weights.min_snr(VP, T, gamma=-1.0), "gamma > 0"),
     "grid of no steps": (lambda: uniform(0, t_min=0.0), "n >= 1"),
+    "more steps than the chain has": (lambda: trailing(11, chain=10), "1 <= n <= chain.*n=11"),
     "grid ends crossed": (lambda: uniform(5, t_min=0.7, t_max=0.3), "t_min < t_max"),
+    "Langevin steps of no size": (
+        lambda: annealed_langevin(never, VP, KEY, (3, 2), ts=TS, epsilon=0.0, steps=2),
+        "epsilon < inf.*epsilon=0.0",
+    ),
+    "no Langevin steps": (
+        lambda: annealed_langevin(never, VP, KEY, (3, 2), ts=TS, epsilon=1e-3, steps=0),
+        "steps >= 1.*steps=0",
+    ),
+    "rising noise levels": (
+        lambda: annealed_langevin(never, VP, KEY, (3, 2), ts=TS[::-1], epsilon=1e-3, steps=1),
+        "falling ts, as the noise is annealed",
+    ),
+    "no slices": (lambda: sliced_score_matching(lambda x: x, X, KEY, slices=0), "slices >= 1"),
+    "eta above one": (lambda: ddim(never, VP, KEY, (3, 2), ts=TS, eta=1.5), r"eta in \[0, 1\].*1.5"),
+    "eta below zero": (lambda: Ancestral(-0.1), r"eta in \[0, 1\].*-0.1"),
+    "eta NaN": (lambda: ddim(never, VP, KEY, (3, 2), ts=TS, eta=float("nan")), r"eta in \[0, 1\].*nan"),
+    "an unknown variance": (lambda: ddpm(never, VP, KEY, (3, 2), ts=TS, variance="alpha"), "variance.*'alpha'"),
+    "a variance between with eta": (lambda: Ancestral(0.5, 1.0), "eta = 1.*0.5"),
+    "negative churn": (lambda: edm_heun(never, VP, KEY, (3, 2), ts=TS, churn=-1.0), "churn >= 0.*churn=-1.0"),
+    "churn levels crossed": (
+        lambda: edm_heun(never, VP, KEY, (3, 2), ts=TS, churn=1.0, churn_min=2.0, churn_max=1.0),
+        "churn_min <= churn_max.*churn_min=2.0",
+    ),
+    "a corrector without noise": (lambda: Langevin(0.0), "snr > 0.*0.0"),
+    "a corrector with negative snr": (lambda: NormalizedLangevin(-0.1), "snr > 0.*-0.1"),
+    "a corrector of no steps": (lambda: Langevin(0.1, 0), "steps >= 1.*0"),
+    "momentum without time": (lambda: UnderdampedLangevin(0.0, 3), "time > 0.*0.0"),
+    "momentum by Euler": (
+        lambda: UnderdampedLangevin(1.0, 3, solver=diffrax.Euler()),
+        "ALIGN, ShOULD or QUICSORT.*Euler",
+    ),
+    "a predictor with memory": (
+        lambda: predictor_corrector(never, VP, KEY, (3, 2), ts=TS, predictor=DPMSolverPP2M(), corrector=Langevin(0.1)),
+        "predictor of one step.*DPMSolverPP2M",
+    ),
+    "a corrected predictor": (
+        lambda: PredictorCorrector(PredictorCorrector(ReverseDiffusion(), Langevin(0.1)), Langevin(0.1)),
+        "predictor of one step",
+    ),
+    "fewer steps than the order": (lambda: deis(never, VP, KEY, (3, 2), ts=TS[:3]), "at least 3 steps.*got 2"),
+    "two steps for 2M, one of them to zero": (
+        lambda: dpm_solver_pp_2m(never, VP, KEY, (3, 2), ts=np.array([1.0, 0.5, 0.0])),
+        "at least 2 steps.*got 1",
+    ),
+    "an order that is not there": (lambda: AdamsBashforth(4), "order of 1, 2 or 3.*4"),
+    "a kernel for an ODE": (lambda: solve_ode(never, VP, X, ts=TS, solver=Ancestral()), "solver of ODEs.*solve_sde"),
+    "a multistep solver for an SDE": (
+        lambda: solve_sde(never, VP, X, KEY, ts=TS, solver=DPMSolverPP2M()),
+        "solver of SDEs.*DPMSolverPP2M",
+    ),
+    "stochasticity beside a kernel's own": (
+        lambda: solve_sde(never, VP, X, KEY, ts=TS, solver=Ancestral(), stochasticity=0.5),
+        "stochasticity = 1 with Ancestral.*0.5",
+    ),
+    "reverse diffusion without signal": (
+        lambda: sample_sde(never, RECTIFIED, KEY, (3, 2), ts=TS, solver=ReverseDiffusion()),
+        "alpha > 0",
+    ),
+    "tolerances of zero": (
+        lambda: solve_ode(never, VP, X, ts=TS, solver=diffrax.Tsit5(), controller=diffrax.PIDController(0.0, 0.0)),
+        "rtol >= 0 and atol >= 0, not both 0.*rtol=0.0",
+    ),
+    "a negative tolerance": (
+        lambda: sample_sde(
+            never, VP, KEY, (3, 2), ts=TS, solver=diffrax.Heun(), controller=diffrax.PIDController(1e-3, -1e-3)
+        ),
+        "rtol >= 0 and atol >= 0.*atol=-0.001",
+    ),
     "adaptive Euler": (
         lambda: solve_ode(
             GAUSSIAN.denoise(VP), VP, X, ts=TS, solver=diffrax.Euler(), controller=diffrax.PIDController(1e-3, 1e-3)

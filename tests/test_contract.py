@@ -14,12 +14,48 @@ import numpy as np
 import pytest
 from oracles import PROCESSES
 
-from dgm_jax.likelihood import dequantize, log_likelihood
-from dgm_jax.losses import denoising_error, diffusion_loss, weights
+from dgm_jax.likelihood import (
+    continuous_bound,
+    dequantize,
+    log_likelihood,
+    log_likelihood_with_error,
+    variational_bound,
+    variational_dequantize,
+)
+from dgm_jax.losses import (
+    decoder_log_likelihood,
+    denoising_error,
+    diffusion_loss,
+    hyvarinen,
+    prior_kl,
+    sliced_score_matching,
+    sliced_score_matching_vr,
+    transition_kl,
+    weights,
+)
 from dgm_jax.numerics import normal_like
 from dgm_jax.parameterizations import as_denoiser, error_ratio, precondition
+from dgm_jax.processes import levels as chain_of
 from dgm_jax.processes import uniform
-from dgm_jax.samplers import sample_ode, sample_sde, simulate_forward, solve_ode, solve_sde
+from dgm_jax.samplers import (
+    Ancestral,
+    Langevin,
+    ReverseDiffusion,
+    UnderdampedLangevin,
+    annealed_langevin,
+    ddim,
+    ddpm,
+    deis,
+    dpm_solver_pp_2m_sde,
+    edm_heun,
+    predictor_corrector,
+    sample_ode,
+    sample_sde,
+    simulate_forward,
+    solve_langevin,
+    solve_ode,
+    solve_sde,
+)
 from dgm_jax.training import parallel
 
 BATCH, DIM, WIDTH = 32, 3, 16
@@ -40,8 +76,48 @@ def loss(params, x, keys, *, weight, process=VP):
     return diffusion_loss(denoiser(params, process), process, x, keys, weight=partial(weight, process))
 
 
+def field(params):
+    """A score at one time."""
+    return lambda x: network(params, x, jnp.full(len(x), 0.3, x.dtype))
+
+
 def dropped(levels):
     return lambda params, x, keys: dequantize((jnp.abs(x) * 4).astype(jnp.int32), keys, levels=levels)
+
+
+def at(x, t):
+    return jnp.full(len(x), t, x.dtype)
+
+
+def on_levels(x):
+    """The nearest of 17 levels in [-1, 1]."""
+    return jnp.clip(jnp.round(8 * x), -8, 8) / 8
+
+
+def interpolated(params):
+    """A learned variance: v in [0, 1] for each coordinate."""
+    return lambda x_t, t: jax.nn.sigmoid(network(params, x_t, t))
+
+
+def dropped_by_a_network(params, x, keys):
+    """The log-density of the noise, and the dequantised data, in one value per example."""
+
+    def encode(centres):
+        mean = network(params, centres.astype(x.dtype), at(x, 0.0)).astype(centres.dtype)
+        return mean, 0.3 * mean
+
+    y, log_q = variational_dequantize(encode, (jnp.abs(x) * 4).astype(jnp.int32), keys, levels=256)
+    return (y.sum(1) + log_q).astype(x.dtype)
+
+
+def by(recipe, **options):
+    """A recipe from the prior; the grid in the precision that is asked for."""
+    return lambda params, x, keys: recipe(denoiser(params), VP, keys, x.shape, ts=TS.astype(x.dtype), **options).x
+
+
+def share(x_t, t):
+    """A learned share of the two variances of DDPM."""
+    return jnp.full_like(x_t, 0.3)
 
 
 ADAPTIVE = {"solver": diffrax.Heun(), "controller": diffrax.PIDController(rtol=1e-2, atol=1e-2)}
@@ -79,6 +155,49 @@ CASES = {
     "log_likelihood, Hutchinson": lambda params, x, keys: log_likelihood(
         denoiser(params), VP, x, keys, ts=TS[::-1], probes=2
     ),
+    "solve_langevin": lambda params, x, keys: (
+        solve_langevin(denoiser(params), VP, x, keys, ts=TS, epsilon=1e-3, steps=2).x
+    ),
+    "annealed_langevin": lambda params, x, keys: (
+        annealed_langevin(denoiser(params), VP, keys, x.shape, ts=TS.astype(x.dtype), epsilon=1e-3, steps=2).x
+    ),
+    "ddpm, learned variance": by(ddpm, variance=share),
+    "ddim, eta": by(ddim, eta=0.5),
+    "edm_heun, churned": by(edm_heun, churn=1.0),
+    "dpm_solver_pp_2m_sde": by(dpm_solver_pp_2m_sde),
+    "deis": by(deis),
+    "predictor_corrector": by(predictor_corrector, predictor=ReverseDiffusion(), corrector=Langevin(0.16, 2)),
+    "predictor_corrector, underdamped": by(
+        predictor_corrector, predictor=Ancestral(), corrector=UnderdampedLangevin(0.5, 2)
+    ),
+    "hyvarinen loss": lambda params, x, keys: hyvarinen(field(params), x),
+    "sliced_score_matching loss": lambda params, x, keys: sliced_score_matching(field(params), x, keys, slices=2),
+    "sliced_score_matching_vr loss": lambda params, x, keys: sliced_score_matching_vr(field(params), x, keys, slices=2),
+    "log_likelihood, spread of probes": lambda params, x, keys: (
+        log_likelihood_with_error(denoiser(params), VP, x, keys, ts=TS[::-1], probes=3).standard_error
+    ),
+    "variational_bound": lambda params, x, keys: variational_bound(
+        denoiser(params), VP, x, keys, ts=TS, variance=interpolated(params), levels=None
+    ).transitions.sum(0),
+    "continuous_bound": lambda params, x, keys: (
+        continuous_bound(denoiser(params), VP, x, keys, t_min=0.05, levels=None, draws=2).total
+    ),
+    "prior_kl": lambda params, x, keys: prior_kl(VP, x),
+    "transition_kl, a loss": lambda params, x, keys: transition_kl(
+        denoiser(params), VP, x, at(x, 0.4), at(x, 0.3), normal_like(keys, x), variance=interpolated(params)
+    ),
+    "decoder_log_likelihood, a loss": lambda params, x, keys: decoder_log_likelihood(
+        denoiser(params), VP, on_levels(x), at(x, 0.1), normal_like(keys, x), levels=17, variance=at(x, 0.04)
+    ),
+    "diffusion_loss, variational": lambda params, x, keys: diffusion_loss(
+        denoiser(params),
+        VP,
+        x,
+        keys,
+        weight=partial(weights.variational, VP, steps=5, event_size=DIM, variance="beta"),
+        times=chain_of(jnp.arange(1, 6) / 5),
+    ),
+    "variational_dequantize": dropped_by_a_network,
     "dequantize": dropped(256),
 }
 COUPLED = {  # an adaptive controller takes the batch's worst example, so examples share their steps

@@ -5,6 +5,7 @@ The last tests are of what the makers of processes, grids and laws refuse.
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from oracles import PROCESSES, last_time
@@ -14,10 +15,13 @@ from dgm_jax import processes
 from dgm_jax.processes import (
     GaussianProcess,
     karras_grid,
+    levels,
     log_normal,
     log_snr_grid,
     log_snr_uniform,
+    quadratic,
     stratified,
+    trailing,
     uniform,
     variance_preserving,
 )
@@ -28,6 +32,7 @@ ALL = pytest.mark.parametrize("name", PROCESSES)
 def make_grids(name, n, t_min=1e-3):
     process, t_max = PROCESSES[name], last_time(name)
     yield "uniform", t_max, uniform(n, t_min=t_min, t_max=t_max)
+    yield "quadratic", t_max, quadratic(n, t_min=t_min, t_max=t_max)
     yield "karras", t_max, karras_grid(process, n, t_min=t_min, t_max=t_max)
     yield "log_snr", t_max, log_snr_grid(process, n, t_min=t_min, t_max=t_max)
 
@@ -53,12 +58,42 @@ def test_spacing(name):
             if kind == "uniform":
                 np.testing.assert_allclose(ts, t_max + i / n * (1e-3 - t_max), rtol=1e-12)
                 continue
+            if kind == "quadratic":  # Song, Meng & Ermon 2021, appendix D.2: t = c i^2, from sqrt(t_min) on
+                roots = np.sqrt([1e-3, t_max])
+                np.testing.assert_allclose(ts, (roots[0] + (n - i) / n * (roots[1] - roots[0])) ** 2, rtol=1e-12)
+                continue
             ratio = np.asarray(process.noise_ratio(jnp.asarray(ts)))
             if kind == "karras":  # Karras et al. 2022, eq. 5, whose N is n + 1
                 high, low = ratio[0] ** (1 / 7), ratio[-1] ** (1 / 7)
                 np.testing.assert_allclose(ratio, (high + i / n * (low - high)) ** 7, rtol=1e-9)
             else:
                 np.testing.assert_allclose(np.diff(np.log(ratio)), np.log(ratio[-1] / ratio[0]) / n, rtol=1e-8)
+
+
+@pytest.mark.parametrize(("n", "chain"), [(1, 1000), (3, 1000), (10, 1000), (80, 1000), (7, 10), (10, 10), (999, 1000)])
+def test_trailing_is_lins_table(n, chain):
+    """Lin et al. 2023, table 2: np.round(np.arange(T, 0, -T/S)), whose times are those of a chain from 1 to T."""
+    table = np.round(np.arange(chain, 0, -chain / n))[:n]  # arange may run one too far
+    with jax.enable_x64(True):
+        ts = trailing(n, chain=chain)
+    np.testing.assert_allclose(ts * chain, [*table, 0], rtol=1e-12)
+    assert isinstance(ts, np.ndarray)
+    assert trailing(n, chain=chain).dtype == np.float32
+
+
+def test_trailing_falls_from_one_to_zero_whatever_its_number():
+    for chain in (1, 10, 37, 1000):
+        for n in range(1, chain + 1, 1 + chain // 50):
+            ts = trailing(n, chain=chain)
+            assert ts[0] == 1
+            assert ts[-1] == 0
+            assert (np.diff(ts) < 0).all()
+    np.testing.assert_allclose(trailing(50, chain=1000), uniform(50, t_min=0.0), atol=1e-7)
+
+
+def test_quadratic_from_zero_is_the_papers():
+    """c i^2 of a chain of 1,000 in 10 steps: c = 10."""
+    np.testing.assert_allclose(1000 * quadratic(10, t_min=0.0)[::-1], 10 * np.arange(11) ** 2, rtol=1e-5)
 
 
 def test_karras_grid_from_noiseless_data_and_another_rho():
@@ -135,6 +170,20 @@ def test_one_key_gives_one_point_per_stratum(name):
         assert stats.kstest(place - strata, "uniform").pvalue > 1e-3, kind
 
 
+def test_levels_are_visited_evenly():
+    """One key gives each of 8 levels 8 times of 64; keys of their own give multinomial counts."""
+    ts, n = log_snr_grid(PROCESSES["ve"], 7, t_min=0.01, t_max=1.0), 4000
+    law = jax.jit(levels(ts), static_argnums=1)
+    found, counts = np.unique(law(jax.random.key(0), 64), return_counts=True)
+    np.testing.assert_array_equal(found, ts[::-1])
+    np.testing.assert_array_equal(counts, 8)
+    keys = jax.random.split(jax.random.key(1), n)
+    _, counts = np.unique(law(keys, n), return_counts=True)
+    assert stats.chisquare(counts).pvalue > 1e-3
+    np.testing.assert_array_equal(law(keys, n)[7:40], law(keys[7:40], 33))
+    assert law(jax.random.PRNGKey(1), 4).dtype == np.float32
+
+
 def test_another_key_gives_other_times():
     law = stratified(0.0)
     draws = np.stack([law(jax.random.key(seed), 16) for seed in range(200)])
@@ -180,12 +229,25 @@ def test_grids_and_laws_refuse(change, message):
     arguments = {"n": 4, "t_min": 0.1, "t_max": 0.9} | change
     n, process = arguments.pop("n"), PROCESSES["vp"]
     makers = [lambda: uniform(n, **arguments), lambda: karras_grid(process, n, **arguments)]
-    makers.append(lambda: log_snr_grid(process, n, **arguments))
+    makers += [lambda: log_snr_grid(process, n, **arguments), lambda: quadratic(n, **arguments)]
     if n:
         makers += [lambda: stratified(**arguments), lambda: log_snr_uniform(process, **arguments)]
     for make in makers:
         with pytest.raises(ValueError, match=message):
             make()
+
+
+@pytest.mark.parametrize(("n", "chain"), [(0, 10), (11, 10), (-1, 10)])
+def test_trailing_refuses(n, chain):
+    with pytest.raises(ValueError, match=rf"1 <= n <= chain.*{n=}, {chain=}"):
+        trailing(n, chain=chain)
+
+
+@pytest.mark.parametrize("ts", [np.zeros((0,), np.float32), np.array([0.5, 1.5]), np.array([np.nan]), np.ones((2, 2))])
+def test_levels_refuse(ts, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=r"Expected times \[levels\] in \[0, 1\].*got"):
+        levels(ts)
 
 
 def test_infinite_ends_are_refused():

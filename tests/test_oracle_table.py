@@ -10,7 +10,7 @@ from dgm_jax import likelihood, losses, samplers
 from dgm_jax.losses import denoising, weights
 from dgm_jax.processes import schedules
 from experiments import oracle_table
-from experiments._oracle_rows import Row, worst
+from experiments._oracle_rows import ALL, Row, worst
 
 PAGE = Path(__file__).parents[1] / "docs" / "oracle.md"
 
@@ -42,8 +42,10 @@ def functions(module, *, prefixes=("",)):
     }
 
 
+# the table behind three methods, and NCSNv2's choices of numbers
+NOT_METHODS = {"coordinates_of", "largest_distance", "level_ratio", "level_count", "langevin_epsilon"}
 METHODS = {
-    "samplers": (functions(samplers, prefixes=("sample_", "solve_", "simulate_")), ""),
+    "samplers": (functions(samplers) - NOT_METHODS, ""),
     "losses": (functions(losses) | functions(denoising), ""),
     "weights": (functions(weights), "weights."),
     "processes": (functions(schedules), ""),
@@ -54,10 +56,14 @@ METHODS = {
 def test_the_public_methods_are_found():
     """An introspection that finds nothing would ask for nothing."""
     assert {"solve_ode", "sample_ode", "solve_sde", "sample_sde", "simulate_forward"} <= METHODS["samplers"][0]
+    assert {"ddpm", "ddim", "edm_heun", "deis", "predictor_corrector", "annealed_langevin"} <= METHODS["samplers"][0]
     assert {"denoising_error", "diffusion_loss"} <= METHODS["losses"][0]
     assert {"simple", "ncsn", "likelihood", "edm", "min_snr"} <= METHODS["weights"][0]
     assert len(METHODS["processes"][0]) >= 7
-    assert {"log_likelihood", "bits_per_dim", "dequantize"} == METHODS["likelihood"][0]
+    assert METHODS["likelihood"][0] == {
+        *("log_likelihood", "log_likelihood_with_error", "variational_bound", "continuous_bound"),
+        *("bits_per_dim", "discrete_bits_per_dim", "dequantize", "variational_dequantize"),
+    }
 
 
 @pytest.mark.parametrize("name", [f"{prefix}{name}" for names, prefix in METHODS.values() for name in sorted(names)])
@@ -69,7 +75,7 @@ def test_every_public_method_has_a_row(page, name):
 def test_every_process_has_a_row_in_each_section(page):
     for title in set(oracle_table.SECTIONS) - {"Dequantisation"}:
         labels = {row["process"] for row in page[title]}
-        assert set(oracle_table.LABELS.values()) <= labels, title
+        assert set(oracle_table.LABELS.values()) <= labels or ALL in labels, title
 
 
 def test_every_error_is_within_its_tolerance(page):

@@ -26,6 +26,27 @@ def uniform(n: int, *, t_min: float, t_max: float = 1.0) -> Grid:
     return _between(t_min, t_max, lambda: jnp.linspace(t_max, t_min, n + 1))
 
 
+def quadratic(n: int, *, t_min: float, t_max: float = 1.0) -> Grid:
+    """Equal steps in sqrt(t), so that steps shorten towards data.
+
+    Reference: Song, Meng & Ermon 2021, arXiv:2010.02502, appendix D.2: tau_i = floor(c i^2).
+    """
+    _check(n, t_min, t_max)
+    return _between(t_min, t_max, lambda: jnp.linspace(t_max**0.5, t_min**0.5, n + 1) ** 2)
+
+
+def trailing(n: int, *, chain: int) -> Grid:
+    """n steps of a chain of `chain` steps, counted back from its last: round(chain (1 - i/n))/chain, from 1 to 0.
+
+    The first time is the chain's last, 1, and the times before t = 0 are ones that a network for the chain was
+    trained at. A uniform grid is this one where n divides `chain`.
+    Reference: Lin et al. 2023, arXiv:2305.08891, table 2.
+    """
+    if not 1 <= n <= chain:
+        raise ValueError(f"Expected 1 <= n <= chain, as each step is one or more of the chain's; got {n=}, {chain=}.")
+    return _between(0.0, 1.0, lambda: jnp.asarray(np.round(chain - chain * np.arange(n + 1) / n) / chain))
+
+
 def karras_grid(process: GaussianProcess, n: int, *, t_min: float, t_max: float = 1.0, rho: float = 7.0) -> Grid:
     """Equal steps in (sigma/alpha)^(1/rho).
 

@@ -7,8 +7,9 @@ are independent, so that a device that holds a slice of the keys draws exactly t
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
-from dgm_jax.numerics import example_keys, normal, typed_key
+from dgm_jax.numerics import example_keys, known, normal, typed_key
 from dgm_jax.processes.gaussian import GaussianProcess
 from dgm_jax.typing import Keys, PerExample, TimeLaw
 
@@ -54,6 +55,22 @@ def log_snr_uniform(process: GaussianProcess, t_min: float, t_max: float) -> Tim
     def law(key: Keys, batch: int) -> PerExample:
         t = process.time_at(jnp.exp(-(high + (low - high) * _stratified_uniform(key, batch)) / 2))
         return jnp.clip(t, t_min, t_max)
+
+    return law
+
+
+def levels(ts: Float[Array, " levels"] | Float[np.ndarray, " levels"]) -> TimeLaw:
+    """Uniform on the given times, stratified with one key: NCSN's training at L noise levels sigma(t_i).
+
+    Reference: Song & Ermon 2019, arXiv:1907.05600, eq. 6.
+    """
+    values = known(ts)
+    inside = values is None or ((values >= 0) & (values <= 1)).all()
+    if ts.ndim != 1 or len(ts) < 1 or not inside:
+        raise ValueError(f"Expected times [levels] in [0, 1], as 0 is data and 1 is noise; got {ts}.")
+
+    def law(key: Keys, batch: int) -> PerExample:
+        return jnp.asarray(ts)[jnp.floor(len(ts) * _stratified_uniform(key, batch)).astype(jnp.int32)]
 
     return law
 

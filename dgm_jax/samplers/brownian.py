@@ -4,6 +4,8 @@ diffrax draws a whole array from one key. Here each example's row is drawn from 
 holds a slice of the keys draws exactly that slice's paths, while the solve stays one batched computation.
 """
 
+from typing import Any
+
 import diffrax
 import equinox as eqx
 import jax
@@ -13,8 +15,44 @@ from jaxtyping import Array, Float, PyTree
 from dgm_jax.typing import Keys
 
 
+class FreshIncrements(diffrax.AbstractBrownianPath):
+    """An independent increment for every step, from each example's key and the bits of the step's start.
+
+    As `diffrax.UnsafeBrownianPath` per example, with half its hashing, and reverse-mode gradients are not refused: only
+    those of `BacksolveAdjoint`, which asks for other steps, would be wrong.
+    """
+
+    keys: Keys
+    event: jax.ShapeDtypeStruct = eqx.field(static=True)
+    levy_area: type = eqx.field(static=True)
+
+    @property
+    def t0(self):  # type: ignore[override]
+        """It has no start."""
+        return -jnp.inf
+
+    @property
+    def t1(self):  # type: ignore[override]
+        """It has no end."""
+        return jnp.inf
+
+    def evaluate(self, t0: Any, t1: Any = None, left: bool = True, use_levy: bool = False) -> PyTree:
+        """Each example's increment from t0 to t1, stacked along the batch."""
+
+        def increment(key: Keys) -> PyTree:
+            if self.levy_area is diffrax.BrownianIncrement and not use_levy:
+                for word in jnp.ravel(jax.lax.bitcast_convert_type(t0, jnp.uint32)):
+                    key = jax.random.fold_in(key, word)
+                noise = jax.random.normal(key, self.event.shape, self.event.dtype)
+                return noise * jnp.sqrt(t1 - t0).astype(noise.dtype)
+            path = diffrax.UnsafeBrownianPath(self.event, key=key, levy_area=self.levy_area)
+            return path.evaluate(t0, t1, left, use_levy)
+
+        return eqx.filter_vmap(increment)(self.keys)
+
+
 class ExamplePaths(diffrax.AbstractBrownianPath):
-    """One Brownian path per example, evaluated together; every array in `paths` has a leading batch axis."""
+    """One consistent path per example, evaluated together; every array in `paths` has a leading batch axis."""
 
     paths: diffrax.AbstractBrownianPath
     levy_area: type = eqx.field(static=True)
@@ -34,13 +72,9 @@ class ExamplePaths(diffrax.AbstractBrownianPath):
         return eqx.filter_vmap(lambda path: path.evaluate(t0, t1, left, use_levy))(self.paths)
 
 
-def independent_increments(keys: Keys, event: jax.ShapeDtypeStruct, solver: diffrax.AbstractSolver) -> ExamplePaths:
+def independent_increments(keys: Keys, event: jax.ShapeDtypeStruct, solver: diffrax.AbstractSolver) -> FreshIncrements:
     """Fresh increments at every step, the fast choice: right where the steps are fixed in advance."""
-    area = _levy_area(solver)
-    return ExamplePaths(
-        paths=eqx.filter_vmap(lambda key: diffrax.UnsafeBrownianPath(event, key=key, levy_area=area))(keys),
-        levy_area=area,
-    )
+    return FreshIncrements(keys=keys, event=event, levy_area=_levy_area(solver))
 
 
 def brownian_tree(
@@ -51,7 +85,7 @@ def brownian_tree(
     t0: Float[Array, ""],
     t1: Float[Array, ""],
 ) -> ExamplePaths:
-    """One consistent path per example on [t0, t1]: for adaptive steps, strong orders and gradients.
+    """One consistent path per example on [t0, t1]: for adaptive steps and strong orders.
 
     Increments shorter than 2^-14 of the interval are interpolated.
     """

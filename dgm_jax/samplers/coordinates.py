@@ -85,6 +85,11 @@ def clock_of(system: Coordinates, ts: Float[Array, " points"]) -> Float[Array, "
         return system.clock(ts)
 
 
+def traced_once(denoise: Denoiser) -> Denoiser:
+    """The same denoiser, traced once however often a solve calls it: diffrax traces a vector field three times."""
+    return jax.jit(lambda x_t, t: denoise(x_t, t))
+
+
 def estimates(
     denoise: Denoiser, process: GaussianProcess, system: Coordinates, clock: Scalar, state: Data
 ) -> tuple[Data, Data]:

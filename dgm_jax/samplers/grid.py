@@ -56,8 +56,12 @@ def ode_grid(process: GaussianProcess, x: Data, ts: Grid, coordinates: str) -> G
     return _split_last(process, x, ts, values)
 
 
-def reverse_grid(process: GaussianProcess, x: Data, ts: Grid) -> GridPlan:
-    """Check the grid of a reverse SDE, which falls, and split off a last step to a noiseless t = 0."""
+def reverse_grid(process: GaussianProcess, x: Data, ts: Grid, *, from_pure_noise: bool = False) -> GridPlan:
+    """Check the grid of a reverse SDE, which falls, and split off a last step to a noiseless t = 0.
+
+    Args:
+        from_pure_noise: whether the grid may start where alpha = 0.
+    """
     values = check_grid(x, ts)
     if values is not None:
         if values[-1] > values[0]:
@@ -65,7 +69,8 @@ def reverse_grid(process: GaussianProcess, x: Data, ts: Grid) -> GridPlan:
                 "Expected falling ts, as a reverse SDE runs from noise to data (data to noise: simulate_forward); "
                 f"got {values[0]} to {values[-1]}."
             )
-        refuse_pure_noise(process, values, _dtype(x), "the reverse SDE's coefficients are")
+        if not from_pure_noise:
+            refuse_pure_noise(process, values, _dtype(x), "the reverse SDE's coefficients are")
     return _split_last(process, x, ts, values)
 
 

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 
 from dgm_jax.numerics import expand_to, normal, rounded
 from dgm_jax.processes.gaussian import GaussianProcess
-from dgm_jax.samplers.coordinates import CoordinateName, clock_of, coordinates_of, estimates
+from dgm_jax.samplers.coordinates import CoordinateName, clock_of, coordinates_of, estimates, traced_once
 from dgm_jax.samplers.grid import Grid, check_points, ode_grid
+from dgm_jax.samplers.predictor_corrector import PredictorCorrector
+from dgm_jax.samplers.reverse import Kernel
 from dgm_jax.samplers.stepping import Samples, integrate
 from dgm_jax.typing import Data, Denoiser, Keys
 
@@ -36,11 +38,15 @@ def solve_ode(
         ts: falling from noise to data, or rising to encode data. A falling grid may end at t = 0 where sigma(0) = 0:
             the last step is then the denoiser's own estimate. A grid whose values are traced (made by `jnp.linspace`
             under `jit`) is not looked at, and must end before t = 0; those of `dgm_jax.processes` are never traced.
+        coordinates: of the equation; a solver that is made for one of them (`DPMSolverPP2M`) is given that.
         controller: None steps exactly on `ts`; else adaptive, with the tolerance held by each example of the batch.
         adjoint: None allows forward-mode gradients only; pass `diffrax.DirectAdjoint()` for reverse mode.
     """
+    if isinstance(solver, Kernel | PredictorCorrector):
+        raise ValueError(f"Expected a solver of ODEs, as this one adds noise (use `solve_sde`); got {solver}.")
+    coordinates = getattr(solver, "coordinates", coordinates)
     plan = ode_grid(process, x, ts, coordinates)
-    system = coordinates_of(coordinates, process)
+    system, denoise = coordinates_of(coordinates, process), traced_once(denoise)
 
     def field(clock, state: Data, _) -> Data:
         estimate, noise = estimates(denoise, process, system, clock, state)

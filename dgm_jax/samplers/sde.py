@@ -19,9 +19,12 @@ from jaxtyping import Array, Float
 from dgm_jax.numerics import example_keys, known, rounded, split
 from dgm_jax.processes.gaussian import GaussianProcess
 from dgm_jax.samplers.brownian import brownian_tree, independent_increments
-from dgm_jax.samplers.coordinates import CoordinateName, clock_of, coordinates_of, estimates
+from dgm_jax.samplers.coordinates import CoordinateName, clock_of, coordinates_of, estimates, traced_once
 from dgm_jax.samplers.grid import Grid, forward_grid, reverse_grid
+from dgm_jax.samplers.multistep import AdamsBashforth, DPMSolverPP2M
 from dgm_jax.samplers.ode import draw_prior, finish
+from dgm_jax.samplers.predictor_corrector import PredictorCorrector
+from dgm_jax.samplers.reverse import Reverse
 from dgm_jax.samplers.stepping import Samples, integrate
 from dgm_jax.typing import Data, Denoiser, Keys
 
@@ -49,18 +52,31 @@ def solve_sde(
         key: one key, or one key per example [batch]; an example's path depends on its own key alone.
         ts: falling. It may end at t = 0 where sigma(0) = 0: the last step is then the denoiser's own estimate. A
             traced grid is not looked at, and must end before t = 0 (see `solve_ode`).
-        stochasticity: eta >= 0.
+        stochasticity: eta >= 0; 1 for solvers that are kernels of their own, such as `Ancestral`.
+        coordinates: of the equation; kernels of their own are the same in all, and solved in theirs.
         controller: None steps exactly on `ts`; an adaptive one needs a solver with an error estimate, such as
             `diffrax.Heun()` or `diffrax.SPaRK()`.
         brownian: a path of shape [batch, *event] on the increasing clock; None draws one from `key`.
         adjoint: None allows forward-mode gradients only; `diffrax.DirectAdjoint()` allows reverse mode.
     """
-    plan = reverse_grid(process, x, ts)
+    if isinstance(solver, AdamsBashforth | DPMSolverPP2M):
+        raise ValueError(
+            "Expected a solver of SDEs, such as diffrax.Euler() or DPMSolverPP2MSDE(), as slopes kept from the last "
+            f"step say nothing of its noise; got {solver}."
+        )
+    own = getattr(solver, "coordinates", None)
+    plan = reverse_grid(process, x, ts, from_pure_noise=getattr(solver, "from_pure_noise", False))
     eta = known(stochasticity)
     if eta is not None and not eta >= 0:
         raise ValueError(f"Expected stochasticity >= 0, as it scales the noise; got {stochasticity}.")
+    if own is not None and eta is not None and eta != 1:
+        raise ValueError(
+            f"Expected stochasticity = 1 with {type(solver).__name__}, as a kernel says itself how much noise it adds; "
+            f"got {stochasticity}."
+        )
+    coordinates = coordinates if own is None else own
     stochasticity = jnp.asarray(stochasticity, x.dtype)
-    system = coordinates_of(coordinates, process)
+    system, denoise = coordinates_of(coordinates, process), traced_once(denoise)
     direction = 1.0 if coordinates == "data" else -1.0
     with jax.ensure_compile_time_eval():
         origin = plan.ts[0] if coordinates == "time" else jnp.zeros((), x.dtype)
@@ -78,9 +94,14 @@ def solve_sde(
         scale = rounded(stochasticity * jnp.sqrt(system.spread(origin + direction * s)))
         return scale * lineax.IdentityLinearOperator(jax.eval_shape(lambda: state))
 
+    keys = example_keys(key, len(x))
+    if isinstance(solver, PredictorCorrector):
+        keys, keys_corrector = split(keys)
+    else:
+        keys_corrector = keys
     if brownian is None:
-        consistent = controller is not None or not isinstance(adjoint, diffrax.ForwardMode | None)
-        brownian = _brownian_path(x, key, clock, solver, consistent=consistent)
+        consistent = controller is not None or isinstance(adjoint, diffrax.BacksolveAdjoint)
+        brownian = _brownian_path(x, keys, clock, solver, consistent=consistent)
     states, evaluations, result = integrate(
         diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, brownian)),
         x * system.scale(plan.ts[0]),
@@ -90,6 +111,7 @@ def solve_sde(
         adjoint=adjoint,
         max_steps=max_steps,
         save_path=save_path,
+        args=Reverse(denoise, process, system, origin, direction, keys_corrector),
     )
     return finish(denoise, states, plan, system, evaluations, result, save_path=save_path)
 

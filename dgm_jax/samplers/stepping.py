@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from dgm_jax.numerics import known
 from dgm_jax.typing import Data
 
 
@@ -35,6 +36,7 @@ def integrate(
     adjoint: diffrax.AbstractAdjoint | None,
     max_steps: int | None,
     save_path: bool,
+    args: PyTree = None,
 ) -> tuple[PyTree, Int[Array, ""], diffrax.RESULTS]:
     """Solve from clock[0] to clock[-1]: the states kept (with a leading axis), the evaluations, the result.
 
@@ -42,8 +44,16 @@ def integrate(
         controller: None steps exactly on the clock; an adaptive one measures the worst example of the batch.
         adjoint: None is forward-mode only and the fastest; `diffrax.DirectAdjoint()` for reverse-mode gradients.
         max_steps: bounds the steps of a controller, None is 4,096; on a grid they are the grid's.
+        args: what terms and solver are handed, such as `Reverse`.
     """
     fixed = controller is None
+    needed = getattr(solver, "steps_needed", 1)
+    if fixed and len(clock) - 1 < needed:
+        raise ValueError(
+            f"Expected a grid of at least {needed} steps, not counting one to a noiseless t = 0, as "
+            f"{type(solver).__name__} needs as many to reach its order; got {len(clock) - 1}."
+        )
+    check_tolerances(controller)
     adaptive = isinstance(controller, diffrax.PIDController | diffrax.ClipStepSizeController)
     if adaptive and not isinstance(solver, diffrax.AbstractAdaptiveSolver):
         raise ValueError(
@@ -63,6 +73,7 @@ def integrate(
         t1=clock[-1],
         dt0=None,
         y0=state,
+        args=args,
         saveat=saveat,
         stepsize_controller=GridSteps(clock) if fixed else per_example(controller),
         adjoint=diffrax.ForwardMode() if adjoint is None else adjoint,
@@ -72,6 +83,19 @@ def integrate(
     first, each = evaluations_of(solver)
     evaluations = first + each * jnp.asarray(solution.stats["num_steps"], jnp.int32)
     return solution.ys, evaluations, solution.result
+
+
+def check_tolerances(controller: diffrax.AbstractStepSizeController | None) -> None:
+    """Raise `ValueError` where a controller's tolerances are known, and below 0 or both 0."""
+    if isinstance(controller, diffrax.ClipStepSizeController):
+        check_tolerances(controller.controller)
+    if isinstance(controller, diffrax.PIDController):
+        values = known((controller.rtol, controller.atol))
+        if values is not None and (values.min() < 0 or values.max() == 0):
+            raise ValueError(
+                "Expected rtol >= 0 and atol >= 0, not both 0, as no step is without error; got "
+                f"rtol={controller.rtol}, atol={controller.atol}."
+            )
 
 
 class GridSteps(diffrax.StepTo):
@@ -107,12 +131,12 @@ def worst_example(error: PyTree) -> Float[Array, ""]:
 def evaluations_of(solver: diffrax.AbstractSolver) -> tuple[int, int]:
     """Evaluations of the drift before the first step, and in each step.
 
-    Solvers of one's own say theirs in an attribute `evaluations_per_step`; without it and without a tableau (Euler,
-    ItoMilstein, LeapfrogMidpoint) it is one.
+    Solvers of one's own say theirs in attributes `evaluations_before` and `evaluations_per_step`; without them and
+    without a tableau (Euler, ItoMilstein, LeapfrogMidpoint) it is none and one.
     """
     tableau = getattr(solver, "tableau", None)
     if isinstance(tableau, diffrax.ButcherTableau):
         return (1, tableau.num_stages - 1) if tableau.fsal else (0, tableau.num_stages)
     if tableau is not None:  # a stochastic tableau
         return 0, len(tableau.c) + 1
-    return 0, getattr(solver, "evaluations_per_step", 1)
+    return getattr(solver, "evaluations_before", 0), getattr(solver, "evaluations_per_step", 1)
