@@ -75,8 +75,10 @@ class Run:
         lines = path.read_text().splitlines() if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("}")]
 
-    def forget_after(self, step: int) -> None:
+    def forget_after(self, step: float) -> None:
         """Drop the records of later steps, which a resumed run makes again."""
+        if not (self.directory / "metrics.jsonl").exists():
+            return
         kept = [record for record in self.records() if record.get("step", 0) <= step]
         _replace(self.directory / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
 
@@ -101,6 +103,7 @@ def open_run(config: Any) -> Run:
     settings = json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in NOT_SCIENCE}))
     if (directory / "config.json").exists():
         _refuse_difference(directory, _read(directory)["config"], settings)
+        Run(directory).forget_after(float("inf"))  # a line cut short by a kill, which the next record would join
     else:
         directory.mkdir(parents=True, exist_ok=True)
         _write(directory / "config.json", {"config": settings, "measured": {}})

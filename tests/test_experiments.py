@@ -14,7 +14,7 @@ import optax
 import pytest
 import scipy.stats
 
-from experiments import _digits, sde_trajectories
+from experiments import _digits, ncsn_toy, sde_trajectories
 from experiments._budget import warmup_cosine
 from experiments._figures import figure, save, tiled
 from experiments._run import open_run, parse, progress, read_config, virtual_devices
@@ -135,6 +135,35 @@ def test_quickstart_loads_in_three_lines(quickstart):
     assert float(jnp.abs(v).max()) > 0
 
 
+@pytest.fixture(scope="module")
+def ncsn(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "ncsn_toy"
+    return directory, experiment("experiments.ncsn_toy", "--smoke", "--run-dir", str(directory))
+
+
+def test_ncsn_toy_smoke(ncsn):
+    directory, first = ncsn
+    assert first.returncode == 0, first.stderr
+    check_pictures(directory, {"ncsn_toy.png"})
+    scores = json.loads((directory / "scores.json").read_text())
+    assert scores["score_error"]["inside"] < scores["score_error"]["outside"]
+    found = scores["fraction"]
+    error = 4 * np.sqrt(0.8 * 0.2 / 400)
+    assert abs(found["exact draws"] - 0.8) < error
+    assert abs(found["Langevin"] - 0.5) < 4 * 0.5 / np.sqrt(400)
+    assert found["annealed Langevin"] > found["Langevin"] + error  # ten steps a level are too few for more
+
+
+def test_ncsn_toy_runs_again(ncsn):
+    directory, _ = ncsn
+    again = experiment("experiments.ncsn_toy", "--smoke", "--run-dir", str(directory))
+    assert again.returncode == 0
+    assert "is done" in again.stdout
+    changed = experiment("experiments.ncsn_toy", "--smoke", "--run-dir", str(directory), "--epsilon", "0.2")
+    assert changed.returncode != 0
+    assert "epsilon: 0.1 in the run, 0.2 now" in changed.stderr
+
+
 # runs -----------------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +218,8 @@ def test_records_survive_a_kill_in_the_midst_of_a_line(tmp_path):
     with (run.directory / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')
     assert [record["step"] for record in run.records()] == [1, 2, 3]
+    open_run(Settings(run_dir=str(tmp_path / "run"))).log(step=5, loss=0.2)
+    assert [record["step"] for record in run.records()] == [1, 2, 3, 5]
     run.forget_after(2)
     run.log(step=3, loss=0.3)
     assert [record["loss"] for record in run.records()] == [1.0, 0.5, 0.3]
@@ -302,3 +333,33 @@ def test_wasserstein_and_weight_of_exact_points(default_jax):
     assert abs(sde_trajectories.wasserstein_1(shifted) - expected) < 4 * reference.std() / np.sqrt(len(reference))
     weight, error = sde_trajectories.weight_of_right_mode(points)
     assert abs(weight - 0.7) < 4 * error
+
+
+# the exact answers of NCSN's mixture ----------------------------------------------------------------------------
+
+
+def test_two_points_under_ve_are_ncsns_mixture(default_jax):
+    """At its last level the process holds the mixture itself, and the denoiser's score is the mixture's."""
+    process, t = ncsn_toy.PROCESS, jnp.zeros(4)
+    points = oracles.Mixture(np.array([0.2, 0.8]), np.array([[-5.0, -5.0], [5.0, 5.0]]), np.zeros((2, 2, 2)))
+    x = jnp.array([[5.5, 4.0], [-3.0, -6.0], [0.3, -0.1], [1.0, 7.0]])
+    np.testing.assert_allclose(points.log_prob(process, x, t), ncsn_toy.DATA.log_prob(x), rtol=1e-5)
+    np.testing.assert_allclose(ncsn_toy.denoise(x, t) - x, ncsn_toy.DATA.score(x), rtol=1e-4, atol=1e-5)
+    t = jnp.array([0.1, 0.4, 0.8, 1.0])
+    np.testing.assert_allclose(ncsn_toy.denoise(x, t), points.denoise(process)(x, t), rtol=1e-4, atol=1e-5)
+
+
+def test_the_dense_region_holds_its_share_of_the_data(default_jax):
+    """Counted on points of the mixture: 99 % of those in the square."""
+    x = ncsn_toy.lattice(321)
+    inside = ncsn_toy.dense_region(x)
+    drawn = np.asarray(ncsn_toy.DATA.sample(jax.random.key(0), 20_000))
+    cell = 2 * ncsn_toy.LIMIT / 320
+    place = np.round((drawn + ncsn_toy.LIMIT) / cell).astype(int)
+    on = ((place >= 0) & (place <= 320)).all(1)
+    held = np.zeros(len(drawn), bool)
+    held[on] = inside.reshape(321, 321)[place[on, 1], place[on, 0]]
+    beyond = 1 - scipy.stats.norm.cdf(ncsn_toy.LIMIT - 5) ** 2  # the mass outside the square
+    # stated bias: the density on the two circles, 0.01/(4 pi), times their length, 37, times half a cell
+    bias = 0.01 / (4 * np.pi) * 37 * cell / 2
+    assert abs(held.mean() - 0.99 * (1 - beyond)) < 4 * np.sqrt(0.01 * 0.99 / len(drawn)) + bias
