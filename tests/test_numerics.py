@@ -16,6 +16,7 @@ from dgm_jax.numerics import (
     known,
     normal,
     normal_like,
+    probe_traces,
     split,
     typed_key,
 )
@@ -72,6 +73,22 @@ def test_each_probe_gives_its_quadratic_form_and_the_mean_is_unbiased():
     averaged = divergence(field, x, rademacher(4, 5, 1, 2, 3))[1]
     flat = np.asarray(rademacher(4, 5, 1, 2, 3)).reshape(5, 6)
     np.testing.assert_allclose(averaged, [np.einsum("ni,ij,nj", flat, jacobian, flat) / 5], rtol=1e-5)
+
+
+def test_probe_traces_are_the_values_that_the_divergence_averages():
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(4, 2, 3)), jnp.float32)
+    probes = rademacher(6, 5, 4, 2, 3)
+    calls = []
+
+    def counted(x):
+        calls.append(x)
+        return field(x)
+
+    value, traces = probe_traces(counted, x, probes)
+    assert len(calls) == 1
+    flat = np.asarray(probes).reshape(5, 4, 6)
+    np.testing.assert_allclose(value, field(x), rtol=1e-6)
+    np.testing.assert_allclose(traces, np.einsum("pni,nij,pnj->pn", flat, jacobians(x), flat), rtol=1e-4, atol=1e-5)
 
 
 def test_one_rademacher_probe_is_exact_for_a_diagonal_field():

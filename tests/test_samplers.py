@@ -453,7 +453,7 @@ def test_normalized_langevin_is_algorithm_4_to_the_letter():
     gradient = jnp.asarray(rng.normal(size=(5, 3, 2)))
     x = jnp.asarray(rng.normal(size=(5, 3, 2)))
     keys = jax.random.split(jax.random.key(7), 5)
-    z = np.stack([np.asarray(jax.random.normal(jax.random.split(key, 1)[0], (3, 2), x.dtype)) for key in keys])
+    z = np.stack([np.asarray(jax.random.normal(key, (1, 3, 2), x.dtype))[0] for key in keys])
     moved = NormalizedLangevin(r)(lambda x: gradient, x, jnp.asarray(0.7), keys)
     size = 2 * (r * np.sqrt((z**2).sum((1, 2))) / np.sqrt((np.asarray(gradient) ** 2).sum((1, 2)))) ** 2
     size = size[:, None, None]

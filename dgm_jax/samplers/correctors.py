@@ -57,9 +57,9 @@ class Langevin:
         """One a step."""
         return self.steps
 
-    def move(self, gradient: Data, x: Data, sigma: Scalar, keys: Keys) -> Data:
-        """One step of fixed size, given the score at x."""
-        return _step(x, gradient, normal_like(keys, x), 2 * (self.snr * sigma) ** 2)
+    def move(self, gradient: Data, x: Data, sigma: Scalar, noise: Data) -> Data:
+        """One step of fixed size, given the score at x and standard normal noise."""
+        return _step(x, gradient, noise, 2 * (self.snr * sigma) ** 2)
 
     def __call__(self, score: Score, x: Data, sigma: Scalar, keys: Keys) -> Data:
         """All steps."""
@@ -87,9 +87,8 @@ class NormalizedLangevin:
         """One a step."""
         return self.steps
 
-    def move(self, gradient: Data, x: Data, sigma: Scalar, keys: Keys) -> Data:
-        """One step of each example's own size, given the score at x."""
-        noise = normal_like(keys, x)
+    def move(self, gradient: Data, x: Data, sigma: Scalar, noise: Data) -> Data:
+        """One step of each example's own size, given the score at x and standard normal noise."""
         size = 2 * (self.snr * _norm(noise) / _norm(gradient)) ** 2
         return _step(x, gradient, noise, expand_to(size, x))
 
@@ -168,10 +167,16 @@ def _step(x: Data, gradient: Data, noise: Data, size: Array) -> Data:
 def _moves(corrector: Langevin | NormalizedLangevin, score: Score, x: Data, sigma: Scalar, keys: Keys) -> Data:
     """`steps` moves, in one loop."""
 
-    def move(x: Data, keys: Keys) -> tuple[Data, None]:
-        return corrector.move(score(x), x, sigma, keys), None
+    def move(x: Data, noise: Data) -> tuple[Data, None]:
+        return corrector.move(score(x), x, sigma, noise), None
 
-    return jax.lax.scan(move, x, jnp.stack(split(keys, corrector.steps)))[0]
+    return jax.lax.scan(move, x, noise_of_moves(keys, x, corrector.steps))[0]
+
+
+def noise_of_moves(keys: Keys, x: Data, steps: int) -> Float[Array, "steps batch *event"]:
+    """Standard normal noise for every move, from one key per example."""
+    draws = jax.vmap(lambda key: jax.random.normal(key, (steps, *x.shape[1:]), x.dtype))(keys)
+    return jnp.moveaxis(draws, 1, 0)
 
 
 def _norm(x: Data) -> PerExample:

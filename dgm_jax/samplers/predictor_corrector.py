@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from dgm_jax.numerics import check_like, rounded, split
+from dgm_jax.numerics import check_like, rounded
 from dgm_jax.parameterizations.posterior import posterior_of
 from dgm_jax.samplers.coordinates import CoordinateName
-from dgm_jax.samplers.correctors import Corrector, Langevin, NormalizedLangevin
+from dgm_jax.samplers.correctors import Corrector, Langevin, NormalizedLangevin, noise_of_moves
 from dgm_jax.samplers.reverse import Kernel, Reverse, brownian_noise
 from dgm_jax.samplers.stepping import evaluations_of
 from dgm_jax.typing import Data, Keys
@@ -124,17 +124,17 @@ class PredictorCorrector(diffrax.AbstractItoSolver):
         t_0, t_1, scale_0, scale_1 = reverse.time(s_0), reverse.time(s_1), reverse.scale(s_0), reverse.scale(s_1)
         alpha, sigma = reverse.levels(s_1)
 
-        def call(x: Data, now: tuple[Array, Keys]) -> tuple[Data, None]:
-            predicting, keys = now
+        def call(x: Data, now: tuple[Array, Data]) -> tuple[Data, None]:
+            predicting, noise = now
             t = rounded(jnp.where(predicting, t_0, t_1))
             estimate = check_like(reverse.denoise(x, jnp.full(len(x), t)), x, "denoiser")
             given = replace(reverse, denoise=lambda x, t: estimate)
             predicted, _ = predictor.move(given, s_0, s_1, x * scale_0, noise, None)
-            corrected = corrector.move((alpha * estimate - x) / sigma**2, x, sigma, keys)
+            corrected = corrector.move((alpha * estimate - x) / sigma**2, x, sigma, noise)
             return jnp.where(predicting, predicted / scale_1, corrected), None
 
-        calls = 1 + corrector.steps
-        each = jnp.arange(calls, dtype=jnp.int32) == 0, jnp.stack(split(keys, calls))
+        every = jnp.concatenate([noise[None], noise_of_moves(keys, noise, corrector.steps)])
+        each = jnp.arange(len(every), dtype=jnp.int32) == 0, every
         return jax.lax.scan(call, state / scale_0, each)[0] * scale_1
 
     def func(self, terms, t0, y0, args):
