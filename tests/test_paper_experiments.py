@@ -68,7 +68,10 @@ def test_score_sde_table1_smoke(tmp_path):
     rows = smoke("score_sde_table1", tmp_path)
     check_pictures(tmp_path, {"score_sde_table1.png"})
     # C has no predictor; C and PC cost two evaluations for each of 3 levels
-    assert {(row["predictor"], row["column"]) for row in rows} == {("correctors alone", "C"), ("probability flow", "PC")}
+    assert {(row["predictor"], row["column"]) for row in rows} == {
+        ("correctors alone", "C"),
+        ("probability flow", "PC"),
+    }
     assert {row["evaluations"] for row in rows} == {6}
 
 
