@@ -1,6 +1,6 @@
 """DDPM table 2 at this scale: Ho, Jain & Abbeel 2020 (arXiv:2006.11239), what to predict and which objective.
 
-    python -m experiments.ddpm_table2            # TIME
+    python -m experiments.ddpm_table2            # 9 minutes on 2 CPU cores
     python -m experiments.ddpm_table2 --smoke    # the same code on tiny sizes, in seconds
 
 Rows as in the paper: a network that predicts the posterior's mean mu, or the noise; trained on the variational bound L
@@ -12,7 +12,19 @@ dimension, and on drawn digits the energy distance and a classifier's certainty 
 (pixels tripled to 24 x 24, so that both are as in `experiments._digits`). Needs no other run. It writes table2.md and
 table2.png.
 
-RESULTS
+Expected with variance "beta", +- standard errors over digits; real digits' energy distance is below 0.008 in 95 %:
+
+    predicts, trained on    bound, bits/dim   energy distance    sure and right (real 0.79)
+    mu, L                   3.07 +- 0.01      0.053 +- 0.006     0.28 +- 0.03
+    mu, error               3.10 +- 0.02      0.050 +- 0.005     0.82 +- 0.03
+    x_0, L                  3.14 +- 0.02      0.449 +- 0.048     0.00 +- 0.01
+    x_0, error              5.48 +- 0.11      0.015 +- 0.016     0.93 +- 0.02
+    noise, L                2.56 +- 0.01      0.017 +- 0.002     0.77 +- 0.03
+    noise, error: L_simple  2.49 +- 0.01      0.002 +- 0.006     0.85 +- 0.02
+
+As in the paper noise with L_simple draws best, and mu's own error is the least stable: its largest gradient is 76 times
+the median, for 7 to 57 of the others. It does not diverge here, as gradients are clipped. "posterior" costs 0.4 to 2.6
+bits/dim more, mostly in its smallest variances, and draws alike.
 """
 
 from collections.abc import Callable

@@ -19,7 +19,7 @@ Expected, evaluations and error at a tolerance of 0.01 | 1e-4; no spread, as bat
 
 With the exact denoiser a high order pays. On the network, perhaps as its embedding of time oscillates fast, it does
 not: at 1e-4 errors are 10 to 150 times the tolerance, and fixed steps of Heun are the cheapest way to any error down to
-0.005. Coordinates "time" take about half the evaluations of "noise" at high order.
+0.005. The fine solve's own error is 4e-6 and 0.003. At high order "time" takes about half the evaluations of "noise".
 """
 
 from collections.abc import Callable

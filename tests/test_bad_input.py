@@ -24,6 +24,7 @@ from dgm_jax.processes import log_normal, log_snr_grid, trailing, uniform, varia
 from dgm_jax.samplers import (
     AdamsBashforth,
     Ancestral,
+    ChurnedHeun,
     DPMSolverPP2M,
     Langevin,
     NormalizedLangevin,
@@ -209,6 +210,35 @@ CASES = {
     "a predictor with memory": (
         lambda: predictor_corrector(never, VP, KEY, (3, 2), ts=TS, predictor=DPMSolverPP2M(), corrector=Langevin(0.1)),
         "predictor of one step.*DPMSolverPP2M",
+    ),
+    "a predictor that leaps": (
+        lambda: PredictorCorrector(diffrax.ReversibleHeun(), Langevin(0.1)),
+        "predictor of one step.*ReversibleHeun",
+    ),
+    "a class for a predictor": (lambda: PredictorCorrector(ReverseDiffusion, Langevin(0.1)), "predictor of one step"),
+    "a number for a corrector": (lambda: PredictorCorrector(ReverseDiffusion(), 3), "a corrector, such as.*got 3"),
+    "one Brownian path for all": (
+        lambda: solve_sde(
+            never,
+            VP,
+            X,
+            KEY,
+            ts=TS,
+            brownian=diffrax.VirtualBrownianTree(0.0, 1.0, tol=1e-2, shape=(2,), key=jax.random.key(0)),
+        ),
+        r"brownian of the shape of x, \(3, 2\).*\(2,\)",
+    ),
+    "samples along a rising grid": (lambda: ddim(never, VP, KEY, (3, 2), ts=TS[::-1]), "falling ts.*solve_ode"),
+    "churn beyond EDM's": (lambda: ChurnedHeun(5.0), "gamma <= sqrt.*gamma=5.0"),
+    "an interpolation above one": (lambda: Ancestral(1.0, 7.0), r"interpolation in \[0, 1\].*7.0"),
+    "a kernel for a likelihood": (
+        lambda: log_likelihood(never, VP, X, ts=TS[::-1], solver=Ancestral()),
+        "solver of ODEs.*Ancestral",
+    ),
+    "a kernel forwards": (lambda: simulate_forward(VP, X, KEY, ts=TS[::-1], solver=Ancestral()), "solver of SDEs"),
+    "an error estimate without a key": (
+        lambda: log_likelihood_with_error(never, VP, X, None, ts=TS[::-1], probes=4),
+        "a key and probes >= 2",
     ),
     "a corrected predictor": (
         lambda: PredictorCorrector(PredictorCorrector(ReverseDiffusion(), Langevin(0.1)), Langevin(0.1)),

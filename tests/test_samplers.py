@@ -7,6 +7,7 @@ from functools import partial
 
 import chains
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -304,8 +305,9 @@ def test_order_of_deterministic_solvers(solver, order, coordinates):
         (chains.dpm_solver_pp_2m_sde, 2),
         (chains.predictor_corrector(chains.reverse_diffusion), 1),
         (chains.edm(0.0), 2),
+        (lambda d: chains.edm(4 / d.steps)(d), 2),
     ],
-    ids=["ddpm", "ddpm beta", "ddim 0.6", "2M SDE", "reverse diffusion", "edm"],
+    ids=["ddpm", "ddpm beta", "ddim 0.6", "2M SDE", "reverse diffusion", "edm", "edm churn"],
 )
 @pytest.mark.parametrize("process_name", ["vp", "ve", "rectified"])
 def test_weak_order_of_the_formulas(chain, order, process_name):
@@ -398,6 +400,22 @@ def test_the_recipes_without_noise_take_the_key_as_sample_ode_does():
 
     solvers, recipes = every(jax.random.key(4))
     np.testing.assert_allclose(np.stack(recipes), np.stack(solvers), rtol=1e-9)
+
+
+@pytest.mark.parametrize("solver", [Ancestral, DPMSolverPP2MSDE, ChurnedHeun], ids=lambda cls: cls.__name__)
+def test_gradients_at_no_noise_are_finite(solver):
+    """d/d eta and d/d gamma at 0, where a root would have an infinite one: against a difference."""
+    process, ts = PROCESSES["vp"], uniform(4, t_min=0.1, t_max=0.9)
+
+    @jax.jit
+    def total(amount):
+        kernel = solver(amount) if solver is not ChurnedHeun else eqx.tree_at(lambda s: s.gamma, solver(0.1), amount)
+        return solve_sde(gaussian_denoiser(process), process, jnp.asarray(X), jax.random.key(0), ts=ts, solver=kernel).x
+
+    value, gradient = jax.jvp(total, (jnp.asarray(0.0),), (jnp.asarray(1.0),))
+    assert np.isfinite(gradient).all()
+    if solver is not ChurnedHeun:  # churn adds noise with the root of gamma, from the right
+        np.testing.assert_allclose(gradient, (total(jnp.asarray(1e-6)) - value) / 1e-6, rtol=1e-3, atol=1e-4)
 
 
 # correctors -------------------------------------------------------------------------------------------------------

@@ -119,8 +119,8 @@ def continuous_bound(
     check_levels(x_0, levels)
     if not 0 <= t_min < t_max <= 1:
         raise ValueError(f"Expected 0 <= t_min < t_max <= 1, as 0 is data and 1 is noise; got {t_min=}, {t_max=}.")
-    if draws < 1:
-        raise ValueError(f"Expected draws >= 1, as an integral needs a time; got {draws=}.")
+    if not isinstance(draws, int) or draws < 1:
+        raise ValueError(f"Expected an integer draws >= 1, as an integral needs times; got {draws=}.")
     process.refuse_no_noise(t_min, "the SNR")
     x_0 = jnp.asarray(x_0)
     width = (t_max - t_min) / draws

@@ -19,6 +19,9 @@ from dgm_jax.numerics import divergence, example_keys, probe_traces
 from dgm_jax.parameterizations import velocity_of
 from dgm_jax.processes.gaussian import GaussianProcess
 from dgm_jax.samplers.grid import Grid, check_grid, ode_grid
+from dgm_jax.samplers.multistep import DPMSolverPP2M
+from dgm_jax.samplers.predictor_corrector import PredictorCorrector
+from dgm_jax.samplers.reverse import Kernel
 from dgm_jax.samplers.stepping import integrate
 from dgm_jax.typing import Data, Denoiser, Keys, PerExample
 
@@ -84,8 +87,8 @@ def log_likelihood_with_error(
     probes - 1 degrees of freedom; it covers the choice of probes alone. The solver's error is a bias that no probe
     shows: double the steps for it. The exact trace has no such error (`log_likelihood` with probes=None).
     """
-    if probes < 2:
-        raise ValueError(f"Expected probes >= 2, as one value has no spread; got {probes=}.")
+    if key is None or probes < 2:
+        raise ValueError(f"Expected a key and probes >= 2, as one value has no spread; got {key=}, {probes=}.")
     each, evaluations, result = _solve(
         denoise, process, x_0, key, ts=ts, probes=probes, solver=solver, controller=controller
     )
@@ -109,6 +112,8 @@ def _solve(
         raise ValueError(
             f"Expected rising ts, as the density is integrated from data to noise; got {values[0]} to {values[-1]}."
         )
+    if isinstance(solver, Kernel | PredictorCorrector | DPMSolverPP2M):
+        raise ValueError(f'Expected a solver of ODEs in "time", such as diffrax.Heun(), as density is; got {solver}.')
     clock = ode_grid(process, x_0, ts, "time").ts
     directions = None if key is None or probes is None else _rademacher(key, x_0, probes)
     velocity = velocity_of(denoise, process)

@@ -45,6 +45,9 @@ class Ancestral(Kernel):
         check_eta(self.eta)
         if self.interpolation is not None and known(self.eta) != 1:
             raise ValueError(f"Expected eta = 1 with an interpolated variance, as its mean is DDPM's; got {self.eta}.")
+        share = None if callable(self.interpolation) else self.interpolation
+        if share is not None and not 0 <= share <= 1:
+            raise ValueError(f"Expected an interpolation in [0, 1], as it is between two variances; got {share}.")
 
     def move(self, reverse, s_0, s_1, state, noise, memory):
         """One draw from the kernel."""
@@ -98,9 +101,11 @@ class DPMSolverPP2MSDE(Kernel):
 
 def kernel(z: Data, estimate: Data, u_t: Array, u_s: Array, eta: Eta, noise: Data) -> Data:
     """z_s of the module's equation."""
-    # 1 - q^2 as a product, as q is near 1 for short steps
-    variance = eta**2 * (u_s - u_t) * (u_s + u_t) / u_s**2
-    of_residual, of_noise, u_t, u_s = rounded((jnp.sqrt(1 - variance), jnp.sqrt(variance), u_t, u_s))
+    # sqrt(1 - q^2) by a product, as q is near 1 for short steps; a root's gradient is infinite at 0
+    c = eta * jnp.sqrt((u_s - u_t) * (u_s + u_t)) / u_s
+    some = c < 1
+    of_residual = jnp.where(some, jnp.sqrt(jnp.where(some, (1 - c) * (1 + c), 1.0)), 0.0)
+    of_residual, of_noise, u_t, u_s = rounded((of_residual, c, u_t, u_s))
     return u_s * estimate + of_residual * (z - u_t * estimate) + of_noise * noise
 
 

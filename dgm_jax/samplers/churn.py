@@ -15,8 +15,9 @@ from dgm_jax.samplers.reverse import Kernel
 class ChurnedHeun(Kernel):
     """Raise r to r (1 + gamma) where r is in [low, high], then Heun down to the next r; for `solve_sde`.
 
-    The raised level stays within the process: at most sigma/alpha at t = 1. gamma = 0 is Heun in coordinates "noise",
-    of order 2; churning leaves weak order 2 where gamma is of the step's size.
+    A last step to t = 0 is the denoiser's estimate, without churn. The raised level stays within the process: at most
+    sigma/alpha at t = 1. gamma = 0 is Heun in coordinates "noise", of order 2; churning leaves weak order 2 where gamma
+    is of the step's size.
 
     Args:
         gamma: S_churn/N, at most sqrt(2) - 1.
@@ -29,6 +30,15 @@ class ChurnedHeun(Kernel):
     noise: float = 1.0
 
     coordinates: ClassVar[CoordinateName] = "noise"
+
+    def __check_init__(self):
+        """Refuse what algorithm 2 does not do."""
+        if not (0 <= self.gamma <= 0.4143 and 0 <= self.low <= self.high and self.noise >= 0):
+            raise ValueError(
+                "Expected 0 <= gamma <= sqrt(2) - 1, 0 <= low <= high and noise >= 0, as noise is added between two "
+                f"levels; got gamma={self.gamma}, low={self.low}, high={self.high}, noise={self.noise}."
+            )
+
     evaluations_per_step: ClassVar[int] = 2
 
     def order(self, terms):
@@ -41,7 +51,9 @@ class ChurnedHeun(Kernel):
         gamma = jnp.where((r >= self.low) & (r <= self.high), self.gamma, 0.0)
         raised = jnp.minimum(r * (1 + gamma), jnp.maximum(reverse.process.noise_ratio(jnp.ones_like(r)), r))
         # raised^2 - r^2 as a product, which is exactly 0 without churn
-        added = self.noise * jnp.sqrt((raised - r) * (raised + r))
+        churns = raised > r  # a root's gradient is infinite at 0
+        root = jnp.sqrt(jnp.where(churns, (raised - r) * (raised + r), 1.0))
+        added = self.noise * jnp.where(churns, root, 0.0)
         churned = state + added * noise
 
         def stage(carry, ratio):  # one copy of the network for both stages

@@ -6,7 +6,7 @@ makes: score maps x [batch, *event] to grad log p_t(x), sigma = sigma(t) is a sc
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import diffrax
 import jax
@@ -102,7 +102,7 @@ class UnderdampedLangevin:
     """Langevin dynamics with momentum, dx = v dt, dv = -friction v dt + score dt + sqrt(2 friction) dW, by diffrax.
 
     Time is in units of sigma, the velocity starts from N(0, I) and is dropped at the end; at friction 2 a Gaussian of
-    std sigma is critically damped.
+    std sigma is critically damped. It has no reverse-mode gradient.
 
     Args:
         time: how long to run, in units of sigma, in `steps` steps.
@@ -155,8 +155,8 @@ class UnderdampedLangevin:
             max_steps=self.steps + 1,
             throw=False,
         )
-        assert solution.ys is not None
-        return sigma * solution.ys[0][-1]
+        positions: Any = solution.ys
+        return sigma * positions[0][-1]
 
 
 def _step(x: Data, gradient: Data, noise: Data, size: Array) -> Data:

@@ -75,7 +75,12 @@ def sample_ode(
 
 def draw_prior(process: GaussianProcess, key: Keys, shape: tuple[int, ...], ts: Grid) -> Data:
     """sigma(ts[0]) times standard normal noise, in the grid's precision."""
-    check_points(ts)
+    values = check_points(ts)
+    if values is not None and values[-1] > values[0]:
+        raise ValueError(
+            "Expected falling ts, as samples come from noise (data to noise: solve_ode or simulate_forward); got "
+            f"{values[0]} to {values[-1]}."
+        )
     start = jnp.asarray(ts)[0]
     return process.sigma(start) * normal(key, shape, start.dtype)
 

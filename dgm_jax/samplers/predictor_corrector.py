@@ -23,11 +23,15 @@ from jaxtyping import Array
 
 from dgm_jax.numerics import check_like, rounded
 from dgm_jax.parameterizations.posterior import posterior_of
+from dgm_jax.samplers.ancestral import Ancestral
 from dgm_jax.samplers.coordinates import CoordinateName
 from dgm_jax.samplers.correctors import Corrector, Langevin, NormalizedLangevin, noise_of_moves
+from dgm_jax.samplers.multistep import AdamsBashforth
 from dgm_jax.samplers.reverse import Kernel, Reverse, brownian_noise
 from dgm_jax.samplers.stepping import evaluations_of
 from dgm_jax.typing import Data, Keys
+
+REMEMBERING = (diffrax.LeapfrogMidpoint, diffrax.ReversibleHeun, AdamsBashforth)
 
 
 class ReverseDiffusion(Kernel):
@@ -74,17 +78,26 @@ class PredictorCorrector(diffrax.AbstractItoSolver):
 
     def __check_init__(self):
         """Refuse a predictor that remembers slopes, which the corrector would falsify."""
-        remembers = evaluations_of(self.predictor)[0] > 0 or getattr(self.predictor, "steps_needed", 1) > 1
-        if remembers or isinstance(self.predictor, PredictorCorrector):
+        if isinstance(self.corrector, type) or not isinstance(self.corrector, Corrector):
+            raise ValueError(f"Expected a corrector, such as Langevin(snr=0.16), as it moves x; got {self.corrector}.")
+        one_step = isinstance(self.predictor, diffrax.AbstractSolver) and not isinstance(
+            self.predictor, (*REMEMBERING, PredictorCorrector)
+        )
+        if not one_step or evaluations_of(self.predictor)[0] > 0 or getattr(self.predictor, "steps_needed", 1) > 1:
             raise ValueError(
                 "Expected a predictor of one step, such as ReverseDiffusion(), as slopes kept from the last step are "
-                f"not those of the corrected state; got {self.predictor}."
+                f"not those of the corrected state; got {self.predictor!r}."
             )
 
     @property
     def coordinates(self) -> CoordinateName | None:
         """The predictor's."""
         return getattr(self.predictor, "coordinates", None)
+
+    @property
+    def from_pure_noise(self) -> bool:
+        """The predictor's."""
+        return getattr(self.predictor, "from_pure_noise", False)
 
     @property
     def minimal_levy_area(self) -> type:
@@ -107,8 +120,9 @@ class PredictorCorrector(diffrax.AbstractItoSolver):
     def step(self, terms, t0: Any, t1: Any, y0, args: Any, solver_state, made_jump):
         """Predict, then correct in data units."""
         made, remembered = solver_state
-        shared = isinstance(self.predictor, Kernel) and self.predictor.evaluations_per_step == 1
-        if shared and isinstance(self.corrector, Langevin | NormalizedLangevin):
+        # exact types: a subclass may ask for more than one estimate, or call the score as it likes
+        shared = type(self.corrector) in (Langevin, NormalizedLangevin)
+        if shared and type(self.predictor) in (Ancestral, ReverseDiffusion):
             y1 = self._shared_loop(args, t0, t1, y0, brownian_noise(terms, t0, t1), args.keys_of(made))
             return y1, None, {"y0": y0, "y1": y1}, (made + 1, remembered), diffrax.RESULTS.successful
         state, _, _, remembered, result = self.predictor.step(terms, t0, t1, y0, args, remembered, made_jump)

@@ -63,7 +63,7 @@ def ddim(
     """DDIM: 0 is deterministic, and Euler on the probability-flow ODE; 1 is DDPM with the posterior's variance.
 
     Args:
-        eta: in [0, 1].
+        eta: in [0, 1]. At a known 0 the whole key draws the prior, as in `sample_ode`; else it is split for the noise.
 
     Reference: Song et al. 2020, arXiv:2010.02502, eq. 12 and 16.
     """
@@ -89,7 +89,7 @@ def edm_heun(
     """EDM's sampler: Heun in units of the data, with churn; two calls of the network a step.
 
     Args:
-        churn: S_churn, spread over the steps of the grid; 0 is the deterministic sampler.
+        churn: S_churn, spread over the steps of the grid; 0 is the deterministic sampler. A number, never traced.
         churn_min, churn_max: S_tmin and S_tmax, the sigma/alpha between which noise is churned.
         churn_noise: S_noise, the standard deviation of the noise that is added.
 

@@ -24,7 +24,7 @@ from dgm_jax.samplers.grid import Grid, forward_grid, reverse_grid
 from dgm_jax.samplers.multistep import AdamsBashforth, DPMSolverPP2M
 from dgm_jax.samplers.ode import draw_prior, finish
 from dgm_jax.samplers.predictor_corrector import PredictorCorrector
-from dgm_jax.samplers.reverse import Reverse
+from dgm_jax.samplers.reverse import Kernel, Reverse
 from dgm_jax.samplers.stepping import Samples, integrate
 from dgm_jax.typing import Data, Denoiser, Keys
 
@@ -56,7 +56,8 @@ def solve_sde(
         coordinates: of the equation; kernels of their own are the same in all, and solved in theirs.
         controller: None steps exactly on `ts`; an adaptive one needs a solver with an error estimate, such as
             `diffrax.Heun()` or `diffrax.SPaRK()`.
-        brownian: a path of shape [batch, *event] on the increasing clock; None draws one from `key`.
+        brownian: a path of shape [batch, *event] on the increasing clock, from 0 to ts[0] - ts[-1] in "time", from
+            -sigma/alpha to -sigma/alpha in "noise", alpha/sigma in "data"; None draws one from `key`.
         adjoint: None allows forward-mode gradients only; `diffrax.DirectAdjoint()` allows reverse mode.
     """
     if isinstance(solver, AdamsBashforth | DPMSolverPP2M):
@@ -69,7 +70,7 @@ def solve_sde(
     eta = known(stochasticity)
     if eta is not None and not eta >= 0:
         raise ValueError(f"Expected stochasticity >= 0, as it scales the noise; got {stochasticity}.")
-    if own is not None and eta is not None and eta != 1:
+    if own is not None and (eta is None or eta != 1):
         raise ValueError(
             f"Expected stochasticity = 1 with {type(solver).__name__}, as a kernel says itself how much noise it adds; "
             f"got {stochasticity}."
@@ -102,6 +103,13 @@ def solve_sde(
     if brownian is None:
         consistent = controller is not None or isinstance(adjoint, diffrax.BacksolveAdjoint)
         brownian = _brownian_path(x, keys, clock, solver, consistent=consistent)
+    else:
+        increment = jax.eval_shape(lambda: brownian.evaluate(clock[0], clock[1]))
+        if increment.shape != x.shape:
+            raise ValueError(
+                f"Expected brownian of the shape of x, {x.shape}, as each example has noise of its own; got "
+                f"{increment.shape}."
+            )
     states, evaluations, result = integrate(
         diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, brownian)),
         x * system.scale(plan.ts[0]),
@@ -138,6 +146,8 @@ def simulate_forward(
     From ts[0] = a to t the transition is Gaussian with mean alpha(t)/alpha(a) x and variance
     sigma(t)^2 - (alpha(t)/alpha(a))^2 sigma(a)^2.
     """
+    if isinstance(solver, Kernel | PredictorCorrector | AdamsBashforth | DPMSolverPP2M):
+        raise ValueError(f"Expected a solver of SDEs, such as diffrax.Euler(), as no network is asked; got {solver}.")
     ts = forward_grid(process, x, ts)
 
     def drift(t, state: Data, _) -> Data:
