@@ -64,9 +64,9 @@ RECIPES: list[tuple[str, str, Any, Any, int | None]] = [
         None,
     ),
     ("`dpm_solver_pp_2m`", paper(LU, "alg. 2"), samplers.dpm_solver_pp_2m, chains.dpm_solver_pp_2m, 2),
-    ("`dpm_solver_pp_2m_sde`", paper(LU, "sec. 4.3"), samplers.dpm_solver_pp_2m_sde, chains.dpm_solver_pp_2m_sde, 2),
-    ("`deis`, order 2", paper(DEIS, "sec. 3.3"), partial(samplers.deis, order=2), chains.adams_bashforth(2), 2),
-    ("`deis`, order 3", paper(DEIS, "sec. 3.3"), samplers.deis, chains.adams_bashforth(3), 3),
+    ("`dpm_solver_pp_2m_sde`", paper(LU, "SDE (2M)"), samplers.dpm_solver_pp_2m_sde, chains.dpm_solver_pp_2m_sde, 2),
+    ("`deis`, order 2", paper(DEIS, "rhoAB"), partial(samplers.deis, order=2), chains.adams_bashforth(2), 2),
+    ("`deis`, order 3", paper(DEIS, "rhoAB"), samplers.deis, chains.adams_bashforth(3), 3),
     (
         "`predictor_corrector`, Euler-Maruyama",
         paper(SONG, "alg. 1"),

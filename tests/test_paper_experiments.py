@@ -52,16 +52,26 @@ def test_ddpm_figures_smoke(tmp_path):
     assert scores["lossless code (bits/dim)"][0] > rate[-1]
 
 
-def test_ddim_table1_smoke_and_resumption(tmp_path):
-    rows = smoke("ddim_table1", tmp_path)
-    check_pictures(tmp_path, {"ddim_table1.png"})
+@pytest.fixture(scope="module")
+def ddim_table(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "ddim_table1"
+    return directory, smoke("ddim_table1", directory)
+
+
+def test_ddim_table1_smoke(ddim_table):
+    directory, rows = ddim_table
+    check_pictures(directory, {"ddim_table1.png"})
     etas = {"0 (DDIM)", "0.2", "0.5", "1 (DDPM)", "beta (DDPM)"}
     assert {(row["data"], row["eta"]) for row in rows} == {(d, eta) for d in ("mixture", "digits") for eta in etas}
     assert all(row["evaluations"] == row["steps"] for row in rows)
-    # as if it had been killed before the last cell
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
-    assert smoke("ddim_table1", tmp_path)[-1] == rows[-1]
+
+
+@pytest.mark.slow
+def test_ddim_table1_resumes(ddim_table):
+    """As if it had been killed before the last cell."""
+    directory, rows = ddim_table
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
+    assert smoke("ddim_table1", directory) == rows
 
 
 def test_score_sde_table1_smoke(tmp_path):
@@ -75,6 +85,7 @@ def test_score_sde_table1_smoke(tmp_path):
     assert {row["evaluations"] for row in rows} == {6}
 
 
+@pytest.mark.slow
 def test_tolerance_smoke(tmp_path):
     rows = smoke("tolerance", tmp_path)
     check_pictures(tmp_path, {"tolerance.png"})
@@ -85,6 +96,7 @@ def test_tolerance_smoke(tmp_path):
         assert heun[-1]["error"] < heun[0]["error"] / 2
 
 
+@pytest.mark.slow
 def test_ddpm_table2_smoke(tmp_path):
     rows = smoke("ddpm_table2", tmp_path)
     check_pictures(tmp_path, {"table2.png"})

@@ -7,28 +7,23 @@ from functools import partial
 
 import chains
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import GAUSSIAN, MIXTURE, PROCESSES, gaussian_flow, last_time, mixture_weights
+from chains import X, check_moments, gaussian_denoiser
+from oracles import GAUSSIAN, MIXTURE, PROCESSES, last_time, mixture_weights
 
 from dgm_jax import samplers
 from dgm_jax.processes import GaussianProcess, from_betas, log_snr_grid, uniform
 from dgm_jax.samplers import (
-    AdamsBashforth,
     Ancestral,
     ChurnedHeun,
-    DPMSolverPP2M,
     DPMSolverPP2MSDE,
     Hold,
     Langevin,
-    NormalizedLangevin,
-    PredictorCorrector,
     ReverseDiffusion,
     UnderdampedLangevin,
-    solve_ode,
     solve_sde,
 )
 from dgm_jax.samplers import sde as sde_module
@@ -99,28 +94,6 @@ def chosen(index):
         variance=lambda t: choose([p.variance for p in every], t),
         inverse=lambda ratio: choose([p.inverse for p in every], ratio),
     )
-
-
-def gaussian_denoiser(process):
-    """E[x_0 | x_t] of GAUSSIAN in the eigenbasis of its covariance: compiles faster than the mixture's."""
-
-    values, means = jnp.asarray(chains.VALUES)[None], jnp.asarray(chains.MEANS)[None]
-
-    def denoise(x_t, t):
-        alpha, variance = process.alpha(t)[:, None], process.variance(t)[:, None]
-        gain = alpha * values / (alpha**2 * values + variance)
-        return (means + (x_t @ chains.VECTORS - alpha * means) * gain) @ chains.VECTORS.T
-
-    return denoise
-
-
-def check_moments(x, mean, covariance):
-    """Within four standard errors of the exact law of the discretised chain: no bias is left to allow."""
-    x = np.asarray(x)
-    spread = np.sqrt(np.diag(covariance))
-    np.testing.assert_array_less(np.abs(x.mean(0) - mean), 4 * spread / np.sqrt(len(x)))
-    error = np.sqrt((np.outer(spread, spread) ** 2 + covariance**2) / len(x))
-    np.testing.assert_array_less(np.abs(np.cov(x.T) - covariance), 4 * error)
 
 
 def parts(mixture):
@@ -257,242 +230,6 @@ def test_kernels_start_from_pure_noise(name):
     mean = np.asarray(result.x).mean(0)
     alpha = 1 - ts[-1]
     np.testing.assert_allclose(mean, alpha * GAUSSIAN.means[0], atol=4 * np.asarray(result.x).std(0).max() / N**0.5)
-
-
-# orders -----------------------------------------------------------------------------------------------------------
-
-X = np.array([[0.3, -1.1], [1.9, 0.4], [-0.6, -0.2]])
-COUNTS = np.array([16, 32, 64])
-
-
-def kind(solver):
-    return type(solver).__name__
-
-
-def fitted(errors):
-    return -np.polyfit(np.log(COUNTS), np.log(errors), 1)[0]
-
-
-@pytest.mark.parametrize("coordinates", ["time", "noise", "data"])
-@pytest.mark.parametrize(
-    ("solver", "order"),
-    [(AdamsBashforth(1), 1), (AdamsBashforth(2), 2), (AdamsBashforth(3), 3), (DPMSolverPP2M(), 2)],
-    ids=["AB1", "AB2", "AB3", "2M"],
-)
-def test_order_of_deterministic_solvers(solver, order, coordinates):
-    """The error at the end of the exact flow, on grids whose steps grow, falling and rising."""
-    process = PROCESSES["vp"]
-    denoise = gaussian_denoiser(process)
-    for ends in ((0.8, 0.3), (0.3, 0.8)):
-        if ends[0] < ends[1] and coordinates != "noise":
-            continue
-        errors = []
-        for n in 2 * COUNTS:
-            ts = ends[0] + (ends[1] - ends[0]) * np.linspace(0, 1, n + 1) ** 1.3
-            run = jax.jit(
-                lambda x, ts=ts: solve_ode(denoise, process, x, ts=ts, solver=solver, coordinates=coordinates).x
-            )
-            errors.append(np.abs(run(jnp.asarray(X)) - gaussian_flow(process, X, *ends)).max())
-        assert abs(fitted(errors) - order) < 0.3, (ends, errors)
-
-
-@pytest.mark.parametrize(
-    ("chain", "order"),
-    [
-        (chains.ddpm(0.0), 1),
-        (chains.ddpm(1.0), 1),
-        (chains.ddim(0.6), 1),
-        (chains.dpm_solver_pp_2m_sde, 2),
-        (chains.predictor_corrector(chains.reverse_diffusion), 1),
-        (chains.edm(0.0), 2),
-        (lambda d: chains.edm(4 / d.steps)(d), 2),
-    ],
-    ids=["ddpm", "ddpm beta", "ddim 0.6", "2M SDE", "reverse diffusion", "edm", "edm churn"],
-)
-@pytest.mark.parametrize("process_name", ["vp", "ve", "rectified"])
-def test_weak_order_of_the_formulas(chain, order, process_name):
-    """The end's mean and covariance, started from one state, against the exact reverse transition's."""
-    process = PROCESSES[process_name]
-    counts = 4 * COUNTS
-    # p_{s} is reached from p_t: a Gaussian start of the exact law is the state plus the marginal's own spread
-    errors = []
-    for n in counts:
-        ts = log_snr_grid(process, int(n), t_min=0.2, t_max=0.8)
-        t = np.array([0.8, 0.2])
-        alpha, sigma = np.asarray(process.alpha(jnp.asarray(t))), np.asarray(process.sigma(t))
-
-        def from_the_law(d, chain=chain, alpha=alpha, sigma=sigma):
-            d.x = alpha[0] * d.m * d.one + np.sqrt(alpha[0] ** 2 * d.v + sigma[0] ** 2) * d.noise()
-            return chain(d)
-
-        mean, covariance = chains.moments(process, ts, from_the_law)
-        exact = alpha[1] ** 2 * GAUSSIAN.covariances[0] + sigma[1] ** 2 * np.eye(2)
-        errors.append(max(np.abs(mean - alpha[1] * GAUSSIAN.means[0]).max(), np.abs(covariance - exact).max()))
-    found = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
-    assert abs(found - order) < 0.25, errors
-
-
-SLOW = [pytest.param(solver, marks=pytest.mark.slow) for solver in (ReverseDiffusion(), DPMSolverPP2MSDE())]
-
-
-@pytest.mark.parametrize("solver", [Ancestral(), *SLOW], ids=kind)
-def test_strong_order_on_a_shared_brownian_path(solver):
-    """Order 1, against 512 steps of the same solver on the same path; the noise is additive."""
-    process, n = PROCESSES["vp"], 24
-    denoise = gaussian_denoiser(process)
-    x = jnp.asarray(np.tile(X, (n // 3, 1)))
-    ratio = 1 / np.asarray(process.noise_ratio(np.array([0.8, 0.3])))
-    ends = (0.0, 0.5) if solver.coordinates == "time" else tuple(ratio)
-    path = diffrax.VirtualBrownianTree(
-        *ends, tol=2.0**-13, shape=jax.ShapeDtypeStruct(x.shape, x.dtype), key=jax.random.key(5)
-    )
-
-    def end(steps):
-        points = np.linspace(*ends, steps + 1)
-        ts = np.array(0.8 - points if solver.coordinates == "time" else process.time_at(1 / points))
-        ts[0], ts[-1] = 0.8, 0.3
-        options = {"ts": ts, "solver": solver, "brownian": path}
-        return np.asarray(jax.jit(lambda x: solve_sde(denoise, process, x, jax.random.key(0), **options).x)(x))
-
-    reference = end(512)
-    errors = [np.sqrt(np.mean((end(int(k)) - reference) ** 2)) for k in COUNTS]
-    assert abs(fitted(errors) - 1) < 0.25, errors
-
-
-# equalities -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("kernel", "ode", "coordinates"),
-    [
-        (Ancestral(0.0), diffrax.Euler(), "noise"),
-        (ChurnedHeun(0.0), diffrax.Heun(), "noise"),
-        (DPMSolverPP2MSDE(0.0), DPMSolverPP2M(), "data"),
-    ],
-    ids=["eta = 0", "churn = 0", "2M"],
-)
-@pytest.mark.parametrize("process_name", ["vp", "ve"])
-def test_without_noise_kernels_are_ode_solvers(kernel, ode, coordinates, process_name):
-    process = PROCESSES[process_name]
-    denoise, ts = MIXTURE.denoise(process), log_snr_grid(process, 8, t_min=0.05, t_max=0.9)
-    x = float(process.sigma(0.9)) * jnp.asarray(X)
-
-    @jax.jit
-    def both(x):
-        options = {"ts": ts, "coordinates": coordinates, "save_path": True}
-        by_kernel = solve_sde(denoise, process, x, jax.random.key(0), solver=kernel, **options).path
-        return by_kernel, solve_ode(denoise, process, x, solver=ode, **options).path
-
-    np.testing.assert_allclose(*both(x), rtol=1e-9, atol=1e-9)
-
-
-def test_the_recipes_without_noise_take_the_key_as_sample_ode_does():
-    process, ts = PROCESSES["vp"], uniform(4, t_min=1e-2)
-    denoise, shape = gaussian_denoiser(process), (5, 2)
-
-    @jax.jit
-    def every(key):
-        options = {"ts": ts, "coordinates": "noise"}
-        euler = samplers.sample_ode(denoise, process, key, shape, solver=diffrax.Euler(), **options).x
-        heun = samplers.sample_ode(denoise, process, key, shape, solver=diffrax.Heun(), **options).x
-        ddim = samplers.ddim(denoise, process, key, shape, ts=ts).x
-        return (euler, heun), (ddim, samplers.edm_heun(denoise, process, key, shape, ts=ts).x)
-
-    solvers, recipes = every(jax.random.key(4))
-    np.testing.assert_allclose(np.stack(recipes), np.stack(solvers), rtol=1e-9)
-
-
-@pytest.mark.parametrize("solver", [Ancestral, DPMSolverPP2MSDE, ChurnedHeun], ids=lambda cls: cls.__name__)
-def test_gradients_at_no_noise_are_finite(solver):
-    """d/d eta and d/d gamma at 0, where a root would have an infinite one: against a difference."""
-    process, ts = PROCESSES["vp"], uniform(4, t_min=0.1, t_max=0.9)
-
-    @jax.jit
-    def total(amount):
-        kernel = solver(amount) if solver is not ChurnedHeun else eqx.tree_at(lambda s: s.gamma, solver(0.1), amount)
-        return solve_sde(gaussian_denoiser(process), process, jnp.asarray(X), jax.random.key(0), ts=ts, solver=kernel).x
-
-    value, gradient = jax.jvp(total, (jnp.asarray(0.0),), (jnp.asarray(1.0),))
-    assert np.isfinite(gradient).all()
-    if solver is not ChurnedHeun:  # churn adds noise with the root of gamma, from the right
-        np.testing.assert_allclose(gradient, (total(jnp.asarray(1e-6)) - value) / 1e-6, rtol=1e-3, atol=1e-4)
-
-
-# correctors -------------------------------------------------------------------------------------------------------
-
-
-def at_time(process, t, rng, n):
-    """Exact draws from p_t of GAUSSIAN, its covariance, and its score."""
-    alpha, variance = float(process.alpha(jnp.asarray(t))), float(process.variance(jnp.asarray(t)))
-    mean, covariance = alpha * GAUSSIAN.means[0], alpha**2 * GAUSSIAN.covariances[0] + variance * np.eye(2)
-    x = jnp.asarray(rng.multivariate_normal(mean, covariance, n))
-    precision = np.linalg.inv(covariance)
-    return x, mean, covariance, lambda x: -(x - jnp.asarray(mean)[None]) @ precision
-
-
-def test_one_langevin_step_changes_the_law_by_the_square_of_its_size():
-    """From N(m, C) a step e gives N(m, (1 - e/C)^2 C + 2 e) = N(m, C + e^2/C), exactly."""
-    process, sigma = PROCESSES["vp"], float(PROCESSES["vp"].sigma(0.4))
-    x, mean, covariance, score = at_time(process, 0.4, np.random.default_rng(0), 100_000)
-    for snr in (0.1, 0.4):
-        size = 2 * (snr * sigma) ** 2
-        keys = jax.random.split(jax.random.key(1), len(x))
-        moved = jax.jit(Langevin(snr), static_argnums=0)(score, x, jnp.asarray(sigma), keys)
-        check_moments(moved, mean, covariance + size**2 * np.linalg.inv(covariance))
-
-
-@pytest.mark.parametrize("solver", [diffrax.ALIGN(), diffrax.ShOULD(), diffrax.QUICSORT()], ids=kind)
-def test_underdamped_langevin_leaves_the_law(solver):
-    """Steps of 1/8 in units of sigma: an error of order two is below 1/64 of the variance."""
-    process, sigma = PROCESSES["vp"], float(PROCESSES["vp"].sigma(0.4))
-    x, mean, covariance, score = at_time(process, 0.4, np.random.default_rng(1), 20_000)
-    calls = []
-
-    def counted(x):
-        jax.debug.callback(lambda: calls.append(1))
-        return score(x)
-
-    corrector = UnderdampedLangevin(1.0, 8, solver=solver)
-    keys = jax.random.split(jax.random.key(2), len(x))
-    moved = np.asarray(jax.jit(corrector, static_argnums=0)(counted, x, jnp.asarray(sigma), keys))
-    jax.effects_barrier()
-    assert len(calls) == corrector.evaluations
-    spread = np.sqrt(np.diag(covariance))
-    assert (np.abs(moved.mean(0) - mean) < 4 * spread / np.sqrt(len(x)) + spread / 64).all()
-    error = np.sqrt((np.outer(spread, spread) ** 2 + covariance**2) / len(x))
-    assert (np.abs(np.cov(moved.T) - covariance) < 4 * error + np.outer(spread, spread) / 64).all()
-    moves = np.abs(np.asarray(moved - x)).mean(0)
-    assert (moves > spread / 4).all()  # it did not merely stay
-
-
-def test_normalized_langevin_is_algorithm_4_to_the_letter():
-    """e = 2 (r |z|/|g|)^2 gives |x' - x - e g| = sqrt(2 e) |z|, hence |x' - x - e g| |g| = 2 r |z|^2, for some z."""
-    rng, r = np.random.default_rng(3), 0.16
-    gradient = jnp.asarray(rng.normal(size=(5, 3, 2)))
-    x = jnp.asarray(rng.normal(size=(5, 3, 2)))
-    keys = jax.random.split(jax.random.key(7), 5)
-    z = np.stack([np.asarray(jax.random.normal(key, (1, 3, 2), x.dtype))[0] for key in keys])
-    moved = NormalizedLangevin(r)(lambda x: gradient, x, jnp.asarray(0.7), keys)
-    size = 2 * (r * np.sqrt((z**2).sum((1, 2))) / np.sqrt((np.asarray(gradient) ** 2).sum((1, 2)))) ** 2
-    size = size[:, None, None]
-    np.testing.assert_allclose(moved, x + size * gradient + np.sqrt(2 * size) * z, rtol=1e-12)
-
-
-def test_the_corrector_moves_after_the_predictor_and_at_its_time():
-    """With a denoiser that records its times: predictor at t, corrector at s, in the order of algorithm 1."""
-    process, seen = PROCESSES["vp"], []
-    exact = gaussian_denoiser(process)
-
-    def recording(x, t):
-        jax.debug.callback(lambda t: seen.append(float(t[0])), t, ordered=True)
-        return exact(x, t)
-
-    ts = np.array([0.9, 0.6, 0.2])
-    solver = PredictorCorrector(ReverseDiffusion(), Langevin(SNR, 2))
-    x = jax.jit(lambda x: solve_sde(recording, process, x, jax.random.key(0), ts=ts, solver=solver).x)(jnp.asarray(X))
-    jax.block_until_ready(x)
-    jax.effects_barrier()
-    np.testing.assert_allclose(seen, [0.9, 0.6, 0.6, 0.6, 0.2, 0.2])
 
 
 # clocks -----------------------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ class DPMSolverPP2MSDE(Kernel):
     """SDE-DPM-Solver++(2M): the ancestral kernel with the estimate carried half a step ahead, as in DPM-Solver++(2M).
 
     Weak order 2: what a step's noise does to the estimate enters one step late.
-    Reference: Lu et al. 2022, arXiv:2211.01095, section 4.3 and appendix B.4.
+    Reference: Lu et al. 2022, arXiv:2211.01095, SDE-DPM-Solver++(2M).
     """
 
     eta: Eta = 1.0

@@ -1,8 +1,7 @@
 """Solvers that remember slopes: Adams-Bashforth with variable steps, and DPM-Solver++(2M).
 
 Each calls the network once a step. In coordinates "noise" the slope is the noise estimate, and Adams-Bashforth is
-DEIS in its rho form (Zhang & Chen 2022, arXiv:2204.13902, section 3.3 and appendix H.3); in "data" the slope is the
-data estimate.
+DEIS in its rho form (Zhang & Chen 2022, arXiv:2204.13902, rhoAB-DEIS); in "data" the slope is the data estimate.
 """
 
 from typing import ClassVar

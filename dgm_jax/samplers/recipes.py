@@ -123,7 +123,7 @@ def dpm_solver_pp_2m_sde(
 ) -> Samples:
     """SDE-DPM-Solver++(2M), the stochastic form of the same; needs two steps.
 
-    Reference: Lu et al. 2022, arXiv:2211.01095, section 4.3.
+    Reference: Lu et al. 2022, arXiv:2211.01095, SDE-DPM-Solver++(2M).
     """
     return sample_sde(denoise, process, key, shape, ts=ts, solver=DPMSolverPP2MSDE(), **options)
 
@@ -143,7 +143,7 @@ def deis(
     Args:
         order: 1 (DDIM), 2 or 3; the paper counts from 0. Order 3 calls the network once more, before the first step.
 
-    Reference: Zhang & Chen 2022, arXiv:2204.13902, section 3.3.
+    Reference: Zhang & Chen 2022, arXiv:2204.13902, rhoAB-DEIS.
     """
     return sample_ode(denoise, process, key, shape, ts=ts, solver=AdamsBashforth(order), coordinates="noise", **options)
 
