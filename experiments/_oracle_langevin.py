@@ -24,7 +24,7 @@ FIELD, OFFSET = np.array([[-2.0, 0.7], [-0.4, 0.3]]), np.array([0.3, -1.1])
 
 def field(x):
     """An affine field that is no density's score."""
-    return x @ FIELD.T + OFFSET
+    return x @ FIELD.T + OFFSET[None]
 
 
 SLICES = {  # compiled once for all processes

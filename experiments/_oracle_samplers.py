@@ -197,7 +197,7 @@ def corrector_rows(name: str) -> Iterator[Row]:
     keys = jax.random.split(jax.random.key(1), n)
 
     def score(x: Any) -> Any:
-        return -(x - jnp.asarray(mean)) @ precision
+        return -(x - jnp.asarray(mean)[None]) @ precision
 
     size = 2 * (0.3 * sigma) ** 2
     moved = jax.jit(lambda x: Langevin(0.3)(score, x, jnp.asarray(sigma), keys))(x)

@@ -103,7 +103,9 @@ def open_run(config: Any) -> Run:
     settings = json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in NOT_SCIENCE}))
     if (directory / "config.json").exists():
         _refuse_difference(directory, _read(directory)["config"], settings)
-        Run(directory).forget_after(float("inf"))  # a line cut short by a kill, which the next record would join
+        records = directory / "metrics.jsonl"
+        if records.exists() and records.read_bytes()[-1:] not in (b"", b"\n"):
+            Run(directory).forget_after(float("inf"))  # a line cut short by a kill, which the next record would join
     else:
         directory.mkdir(parents=True, exist_ok=True)
         _write(directory / "config.json", {"config": settings, "measured": {}})
