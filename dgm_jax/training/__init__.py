@@ -1,6 +1,16 @@
 """Training of any loss: the state, the step, the loop, checkpoints, and many devices."""
 
 from dgm_jax.training import parallel
+from dgm_jax.training.adversarial import (
+    Players,
+    clip_weights,
+    init_adversarial_state,
+    make_adversarial_step,
+    make_extragradient_step,
+    make_simultaneous_step,
+    pack,
+    unrolled,
+)
 from dgm_jax.training.checkpoint import Checkpoints, load_params, saved_steps
 from dgm_jax.training.loop import train
 from dgm_jax.training.state import TrainState, init_state

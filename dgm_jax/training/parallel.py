@@ -32,17 +32,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from dgm_jax.numerics import typed_key
-from dgm_jax.training.state import TrainState
+from dgm_jax.training.adversarial import Players, make_adversarial_step
 from dgm_jax.training.step import (
     Decay,
     LossFn,
     Metrics,
     Step,
     batch_size,
-    check_decay,
     loss_gradients,
     make_step,
-    update,
     with_example_keys,
 )
 from dgm_jax.typing import Keys
@@ -64,16 +62,36 @@ def pmap_step(
         loss_fn: (params, batch, keys) -> scalar or (scalar, metrics); keys `[batch]`, one per example of the slice.
         devices: `None` takes all devices of all processes.
     """
-    check_decay(ema_decay)
-
-    def step(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
-        size = batch_size(batch)
-        keys = jax.random.split(jax.random.fold_in(state.key, state.step), size * jax.lax.axis_size(AXIS))
-        keys = jax.lax.dynamic_slice_in_dim(keys, jax.lax.axis_index(AXIS) * size, size)
-        gradients, metrics = jax.lax.pmean(loss_gradients(loss_fn, state.params, batch, keys), AXIS)
-        return update(state, gradients, metrics, optimizer, ema_decay)
-
+    step = make_step(loss_fn, optimizer, ema_decay=ema_decay, gradients_of=mean_gradients)
     return jax.pmap(step, axis_name=AXIS, devices=devices, donate_argnums=0)
+
+
+def pmap_adversarial_step(
+    losses: Players,
+    optimizers: Players,
+    *,
+    critic_steps: int,
+    ema_decay: Decay,
+    devices: Devices | None = None,
+) -> Step:
+    """`make_adversarial_step` as `pmap_step` is `make_step`: both losses receive keys `[batch / critic_steps]`."""
+    step = make_adversarial_step(
+        losses, optimizers, critic_steps=critic_steps, ema_decay=ema_decay, gradients_of=mean_gradients
+    )
+    return jax.pmap(step, axis_name=AXIS, devices=devices, donate_argnums=0)
+
+
+def mean_gradients(loss_fn: LossFn, params: PyTree, batch: PyTree, key: Keys) -> tuple[PyTree, Metrics]:
+    """The gradients of the global batch inside `jax.pmap`, each device with its slice and that slice's keys."""
+    size = batch_size(batch)
+    keys = jax.random.split(key, size * jax.lax.axis_size(AXIS))
+    keys = jax.lax.dynamic_slice_in_dim(keys, jax.lax.axis_index(AXIS) * size, size)
+    return mean_over_devices(loss_gradients(loss_fn, params, batch, keys))
+
+
+def mean_over_devices(tree: PyTree) -> PyTree:
+    """The mean over the devices of `jax.pmap`, for `unrolled(..., mean=mean_over_devices)`."""
+    return jax.lax.pmean(tree, AXIS)
 
 
 def replicate(tree: PyTree, devices: Devices | None = None) -> PyTree:
@@ -138,9 +156,15 @@ def mesh_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *, ema_d
     Args:
         loss_fn: (params, batch, keys) -> scalar or (scalar, metrics); keys `[batch]`, one per example.
     """
-    everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
-    step = make_step(with_example_keys(loss_fn), optimizer, ema_decay=ema_decay)
-    return jax.jit(step, in_shardings=(everywhere, split), out_shardings=everywhere, donate_argnums=0)
+    return _on_mesh(make_step(with_example_keys(loss_fn), optimizer, ema_decay=ema_decay), mesh)
+
+
+def mesh_adversarial_step(
+    losses: Players, optimizers: Players, *, critic_steps: int, ema_decay: Decay, mesh: Mesh
+) -> Step:
+    """`make_adversarial_step` as `mesh_step` is `make_step`: both losses receive keys `[batch / critic_steps]`."""
+    losses = Players(*map(with_example_keys, losses))
+    return _on_mesh(make_adversarial_step(losses, optimizers, critic_steps=critic_steps, ema_decay=ema_decay), mesh)
 
 
 def mesh_replicate(tree: PyTree, mesh: Mesh) -> PyTree:
@@ -183,6 +207,11 @@ def mesh_sampler(sampler: Sampler, mesh: Mesh, *, out_axes: PyTree = 0) -> Sampl
 
 
 # ----------------------------------------------------------------------------------------------------------------
+
+
+def _on_mesh(step: Step, mesh: Mesh) -> Step:
+    everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
+    return jax.jit(step, in_shardings=(everywhere, split), out_shardings=everywhere, donate_argnums=0)
 
 
 def _local(devices: Devices) -> Devices:

@@ -23,43 +23,8 @@ from dgm_jax.typing import Keys
 LossFn = Callable[..., Any]  # (params, batch, key) -> scalar, or (scalar, metrics)
 Metrics = dict[str, Array]
 Step = Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]
+GradientsOf = Callable[..., tuple[PyTree, Metrics]]  # (loss_fn, params, batch, key) -> (gradients, metrics)
 Decay = float | Callable[[Int[Array, ""]], Float[Array, ""]]
-
-
-def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *, ema_decay: Decay) -> Step:
-    """`step(state, batch) -> (state, metrics)`; compile it with `jax.jit(step, donate_argnums=0)`.
-
-    Args:
-        loss_fn: (params, batch, key) -> scalar, or (scalar, dict of metrics). `key` is one key; a loss that wants
-            one key per example is wrapped in `with_example_keys`.
-        ema_decay: in [0, 1), or a function of the number of updates made before this one (see `ema_warmup`).
-
-    Returns:
-        The step. Its metrics are `loss`, `gradient_norm` (before clipping) and those of `loss_fn`, as floats.
-    """
-    check_decay(ema_decay)
-
-    def step(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(state.key, state.step)
-        gradients, metrics = loss_gradients(loss_fn, state.params, batch, key)
-        return update(state, gradients, metrics, optimizer, ema_decay)
-
-    return step
-
-
-def with_example_keys(loss_fn: LossFn) -> LossFn:
-    """The loss with one key per example: the single key is split along the leading axis of the batch."""
-
-    def wrapped(params: PyTree, batch: PyTree, key: Keys) -> Any:
-        return loss_fn(params, batch, example_keys(key, batch_size(batch)))
-
-    return wrapped
-
-
-def ema_warmup(decay: float) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
-    """step -> min(decay, (1 + step) / (10 + step)): early averages forget the initial parameters quickly."""
-    check_decay(decay)
-    return lambda step: jnp.minimum(decay, (1 + step.astype(float)) / (10 + step.astype(float)))
 
 
 def loss_gradients(loss_fn: LossFn, params: PyTree, batch: PyTree, key: Keys) -> tuple[PyTree, Metrics]:
@@ -83,26 +48,70 @@ def loss_gradients(loss_fn: LossFn, params: PyTree, batch: PyTree, key: Keys) ->
     return gradients, {"loss": loss, **metrics}
 
 
-def update(
-    state: TrainState,
-    gradients: PyTree,
-    metrics: Metrics,
+def make_step(
+    loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
+    *,
     ema_decay: Decay,
-) -> tuple[TrainState, Metrics]:
-    """Apply the gradients, move the average, count the step."""
-    with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts with floats, which strict mode refuses
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
+    gradients_of: GradientsOf = loss_gradients,
+) -> Step:
+    """`step(state, batch) -> (state, metrics)`; compile it with `jax.jit(step, donate_argnums=0)`.
 
-    def average(old: Array, new: Array) -> Array:
-        weight = jnp.asarray(decay, old.dtype)
+    Args:
+        loss_fn: (params, batch, key) -> scalar, or (scalar, dict of metrics). `key` is one key; a loss that wants
+            one key per example is wrapped in `with_example_keys`.
+        ema_decay: in [0, 1), or a function of the number of updates made before this one (see `ema_warmup`).
+        gradients_of: (loss_fn, params, batch, key) -> (gradients, metrics); several devices average them here.
+
+    Returns:
+        The step. Its metrics are `loss`, `gradient_norm` (before clipping) and those of `loss_fn`, as floats.
+    """
+    check_decay(ema_decay)
+
+    def step(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        gradients, metrics = gradients_of(loss_fn, state.params, batch, key)
+        params, opt_state = descend(optimizer, gradients, state.opt_state, state.params)
+        ema = average(state.ema, params, ema_decay, state.step)
+        state = TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state, key=state.key)
+        return state, {**metrics, "gradient_norm": optax.tree.norm(gradients)}
+
+    return step
+
+
+def with_example_keys(loss_fn: LossFn) -> LossFn:
+    """The loss with one key per example: the single key is split along the leading axis of the batch."""
+
+    def wrapped(params: PyTree, batch: PyTree, key: Keys) -> Any:
+        return loss_fn(params, batch, example_keys(key, batch_size(batch)))
+
+    return wrapped
+
+
+def ema_warmup(decay: float) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
+    """step -> min(decay, (1 + step) / (10 + step)): early averages forget the initial parameters quickly."""
+    check_decay(decay)
+    return lambda step: jnp.minimum(decay, (1 + step.astype(float)) / (10 + step.astype(float)))
+
+
+def descend(
+    optimizer: optax.GradientTransformation, gradients: PyTree, opt_state: PyTree, params: PyTree
+) -> tuple[PyTree, PyTree]:
+    """The parameters and the optimiser's state after one update."""
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts with floats, which strict mode refuses
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+
+def average(ema: PyTree, params: PyTree, decay: Decay, step: Int[Array, ""]) -> PyTree:
+    """The moving average after `step` updates and one more."""
+    of_old = decay(step) if callable(decay) else decay
+
+    def moved(old: Array, new: Array) -> Array:
+        weight = jnp.asarray(of_old, old.dtype)
         return weight * old + (1 - weight) * new
 
-    ema = jax.tree.map(average, state.ema, params)
-    state = TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state, key=state.key)
-    return state, {**metrics, "gradient_norm": optax.tree.norm(gradients)}
+    return jax.tree.map(moved, ema, params)
 
 
 def batch_size(batch: PyTree) -> int:
