@@ -61,6 +61,18 @@ def normal_like(key: Keys, x: Data) -> Data:
     return normal(key, x.shape, x.dtype)
 
 
+def rademacher_like(key: Keys, x: Data, n: int) -> Float[Array, "n batch *event"]:
+    """`n` directions of independent +1 and -1 in the shape and dtype of `x`: unit covariance, one key per example."""
+    shape = (n, *x.shape[1:])
+    draws = jax.vmap(lambda k: jax.random.rademacher(k, shape, x.dtype))(example_keys(key, len(x)))
+    return jnp.moveaxis(draws, 1, 0)
+
+
+def sum_events(values: Data) -> PerExample:
+    """The sum over all axes but the first."""
+    return jnp.sum(values, axis=tuple(range(1, values.ndim)))
+
+
 def divergence(
     field: Callable[[Data], Data], x: Data, probes: Float[Array, "probes batch *event"] | None = None
 ) -> tuple[Data, PerExample]:
@@ -79,7 +91,8 @@ def divergence(
     basis = jnp.eye(size, dtype=x.dtype).reshape(size, *x.shape[1:])
 
     def along(direction: Array) -> PerExample:
-        return _dot(jvp(jnp.broadcast_to(direction, x.shape)), jnp.broadcast_to(direction, x.shape))
+        direction = jnp.broadcast_to(direction, x.shape)
+        return sum_events(jvp(direction) * direction)
 
     return value, jax.lax.map(along, basis).sum(0)
 
@@ -89,11 +102,7 @@ def probe_traces(
 ) -> tuple[Data, Float[Array, "probes batch"]]:
     """The batched field at `x`, evaluated once, and probe . (J probe) of every probe: what `divergence` averages."""
     value, jvp = jax.linearize(field, x)
-    return value, jax.lax.map(lambda probe: _dot(jvp(probe), probe), probes)
-
-
-def _dot(a: Data, b: Data) -> PerExample:
-    return jnp.sum(a * b, axis=tuple(range(1, a.ndim)))
+    return value, jax.lax.map(lambda probe: sum_events(jvp(probe) * probe), probes)
 
 
 def rounded(scalars: PyTree) -> PyTree:
@@ -111,6 +120,27 @@ def known(x: object) -> np.ndarray | None:
     if any(isinstance(leaf, Tracer) for leaf in leaves):
         return None
     return np.asarray(x)
+
+
+def known_number(x: object) -> float | None:
+    """The number where it is known, `None` under a trace; NaN, which no range holds, for all that is not one number."""
+    if np.shape(x) != ():  # type: ignore[arg-type]
+        return float("nan")
+    value = known(x)
+    if value is None:
+        return None
+    return float(value) if jnp.isdtype(value.dtype, ("real floating", "integral")) else float("nan")
+
+
+def in_order(*numbers: object) -> bool:
+    """Whether the numbers rise or stay, as far as they are known."""
+    known_ones = [value for value in map(known_number, numbers) if value is not None]
+    return known_ones == sorted(known_ones)
+
+
+def is_count(n: object, least: int = 1) -> bool:
+    """Whether `n` is a whole number from `least` on, by its type too: 2.0 counts nothing."""
+    return isinstance(n, int | np.integer) and not isinstance(n, bool) and n >= least
 
 
 def check_data(x: Data, name: str) -> None:

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Array, Float, Key, UInt32
 
 Data = Float[Array, " batch *event"]  # one event (an image, a point, a sequence) per example
+Scalar = Float[Array, ""]
 PerExample = Float[Array, " batch"]  # one number per example: a time, a loss, a log-likelihood
 Keys = Key[Array, ""] | Key[Array, " batch"] | UInt32[Array, "*legacy"]  # one key, or one per example
 

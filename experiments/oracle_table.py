@@ -17,8 +17,10 @@ from pathlib import Path
 
 import jax
 
+from experiments._oracle_adversarial import adversarial_rows
 from experiments._oracle_bounds import bound_rows
 from experiments._oracle_langevin import langevin_rows
+from experiments._oracle_marginal import marginal_rows
 from experiments._oracle_rows import (
     Row,
     dequantisation_rows,
@@ -45,6 +47,7 @@ SECTIONS = {
     "Processes": process_rows,
     "Parameterizations and preconditioning": parameterization_rows,
     "Losses and weights": loss_rows,
+    "Adversarial losses and penalties": adversarial_rows,
     "ODE samplers": ode_rows,
     "SDE samplers": sde_rows,
     "Samplers by name": recipe_rows,
@@ -54,6 +57,7 @@ SECTIONS = {
     "Likelihood": likelihood_rows,
     "Bounds": bound_rows,
     "Dequantisation": dequantisation_rows,
+    "Marginal likelihood and vector quantisation": marginal_rows,
 }
 COLUMNS = ("method", "paper", "process", "oracle", "error", "tolerance", "fitted order")
 LEGEND = """\

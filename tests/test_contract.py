@@ -15,24 +15,43 @@ import pytest
 from oracles import PROCESSES
 
 from dgm_jax.likelihood import (
+    annealed_log_likelihood,
+    annealed_step_sizes,
     continuous_bound,
     dequantize,
+    importance_log_likelihood,
+    linear_betas,
     log_likelihood,
     log_likelihood_with_error,
+    reverse_annealed_log_likelihood,
     variational_bound,
     variational_dequantize,
 )
 from dgm_jax.losses import (
     decoder_log_likelihood,
     denoising_error,
+    diagonal_log_density,
+    diagonal_posterior,
     diffusion_loss,
+    dreg_bound,
+    elbo,
+    gaussian_elbo,
+    gaussian_log_likelihood,
+    gradient_penalty,
     hyvarinen,
+    iwae_bound,
+    kl,
+    minimax,
     prior_kl,
+    priors,
+    relativistic,
     sliced_score_matching,
     sliced_score_matching_vr,
     transition_kl,
     weights,
+    zero_centred_penalty,
 )
+from dgm_jax.losses.quantization import quantize
 from dgm_jax.numerics import normal_like
 from dgm_jax.parameterizations import as_denoiser, error_ratio, precondition
 from dgm_jax.processes import levels as chain_of
@@ -48,6 +67,7 @@ from dgm_jax.samplers import (
     deis,
     dpm_solver_pp_2m_sde,
     edm_heun,
+    hmc_step,
     predictor_corrector,
     sample_ode,
     sample_sde,
@@ -76,9 +96,39 @@ def loss(params, x, keys, *, weight, process=VP):
     return diffusion_loss(denoiser(params, process), process, x, keys, weight=partial(weight, process))
 
 
+def start(params):
+    """A Gaussian about a network's mean, as a draw and as its log-density."""
+
+    def log_q(x, z):
+        return jax.scipy.stats.norm.logpdf(z, jnp.tanh(x @ params["in"]) @ params["out"]).sum(1)
+
+    def draw(x, keys):
+        z = jnp.tanh(x @ params["in"]) @ params["out"] + normal_like(keys, x)
+        return z, log_q(x, z)
+
+    return draw, log_q
+
+
+ANNEALED = {"betas": linear_betas(3), "chains": 2, "step_size": 0.1, "leapfrog_steps": 2}
+
+
 def field(params):
     """A score at one time."""
     return lambda x: network(params, x, jnp.full(len(x), 0.3, x.dtype))
+
+
+def critic(params):
+    """One logit per example."""
+    return lambda x: field(params)(x).sum(1)
+
+
+def of_logits(player):
+    """An adversarial loss on data and on what a generator makes of noise."""
+
+    def loss(params, x, keys):
+        return player(critic(params)(x), critic(params)(field(params)(normal_like(keys, x))))
+
+    return loss
 
 
 def dropped(levels):
@@ -108,6 +158,19 @@ def dropped_by_a_network(params, x, keys):
 
     y, log_q = variational_dequantize(encode, (jnp.abs(x) * 4).astype(jnp.int32), keys, levels=256)
     return (y.sum(1) + log_q).astype(x.dtype)
+
+
+def encoder(params):
+    return lambda x: (network(params, x, at(x, 0.1)), network(params, x, at(x, 0.6)))
+
+
+def decoder(params):
+    """(x, z) -> log p(x | z), a Gaussian of learned deviation."""
+    return lambda x, z: gaussian_log_likelihood(network(params, z, at(z, 0.2)), network(params, z, at(z, 0.9)), x)
+
+
+def joint(params):
+    return lambda x, z: decoder(params)(x, z) + priors.standard_normal(DIM).log_prob(z)
 
 
 def by(recipe, **options):
@@ -197,8 +260,52 @@ CASES = {
         weight=partial(weights.variational, VP, steps=5, event_size=DIM, variance="beta"),
         times=chain_of(jnp.arange(1, 6) / 5),
     ),
+    "gaussian_elbo, a loss": lambda params, x, keys: gaussian_elbo(encoder(params), decoder(params), x, keys).value,
+    "elbo, a loss": lambda params, x, keys: elbo(diagonal_posterior(encoder(params)), joint(params), x, keys),
+    "iwae_bound, a loss": lambda params, x, keys: iwae_bound(
+        diagonal_posterior(encoder(params)), joint(params), x, keys, samples=3
+    ),
+    "dreg_bound, a loss": lambda params, x, keys: dreg_bound(
+        diagonal_posterior(encoder(params)),
+        diagonal_log_density(encoder(jax.lax.stop_gradient(params))),
+        joint(params),
+        x,
+        keys,
+        samples=3,
+    ),
+    "minimax discriminator loss": of_logits(minimax.discriminator),
+    "relativistic generator loss": of_logits(relativistic.generator),
+    "kl discriminator loss": of_logits(kl.discriminator),
+    "gradient_penalty loss": lambda params, x, keys: gradient_penalty(critic(params), x, field(params)(x), keys),
+    "zero_centred_penalty loss": lambda params, x, keys: zero_centred_penalty(
+        critic(params), x, field(params)(normal_like(keys, x))
+    ),
     "variational_dequantize": dropped_by_a_network,
     "dequantize": dropped(256),
+    "importance_log_likelihood": lambda params, x, keys: (
+        importance_log_likelihood(start(params)[0], joint(params), x, keys, samples=5, chunk=2).log_likelihood
+    ),
+    "annealed_log_likelihood": lambda params, x, keys: (
+        annealed_log_likelihood(*start(params), joint(params), x, keys, **ANNEALED).log_likelihood
+    ),
+    "reverse_annealed_log_likelihood": lambda params, x, keys: (
+        reverse_annealed_log_likelihood(start(params)[1], joint(params), x, x[:, ::-1], keys, **ANNEALED).log_likelihood
+    ),
+    "annealed_step_sizes": lambda params, x, keys: (
+        annealed_step_sizes(
+            *start(params),
+            joint(params),
+            x,
+            keys,
+            betas=linear_betas(3),
+            chains=2,
+            initial=0.1,
+            leapfrog_steps=2,
+            passes=2,
+        ).T
+    ),
+    "hmc_step": lambda params, x, keys: hmc_step(partial(joint(params), x), x, keys, step_size=0.2, steps=2).x,
+    "quantize, a loss": lambda params, x, keys: sum(quantize(network(params, x, x[:, 0]), params["out"])[2:]),
 }
 COUPLED = {  # an adaptive controller takes the batch's worst example, so examples share their steps
     "solve_ode, adaptive": lambda params, x, keys: solve_ode(denoiser(params), VP, x, ts=TS, **ADAPTIVE).x,

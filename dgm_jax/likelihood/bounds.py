@@ -19,12 +19,22 @@ from jaxtyping import Array, Float
 from dgm_jax.losses import decoder_log_likelihood, diffusion_loss, prior_kl, transition_kl
 from dgm_jax.losses.bound import check_levels
 from dgm_jax.losses.weights import likelihood as likelihood_weight
-from dgm_jax.numerics import example_keys, expand_to, known, normal_like, split
+from dgm_jax.numerics import (
+    example_keys,
+    expand_to,
+    in_order,
+    is_count,
+    known,
+    known_number,
+    normal_like,
+    split,
+    sum_events,
+)
 from dgm_jax.parameterizations.posterior import ReverseVariance, check_variance, posterior_of, reverse_variance
 from dgm_jax.processes.gaussian import GaussianProcess
 from dgm_jax.processes.times import stratified
 from dgm_jax.samplers.grid import Grid, check_points
-from dgm_jax.typing import Data, Denoiser, Keys, PerExample
+from dgm_jax.typing import Data, Denoiser, Keys, PerExample, Scalar
 
 
 class Bound(NamedTuple):
@@ -95,8 +105,8 @@ def continuous_bound(
     x_0: Data,
     key: Keys,
     *,
-    t_min: float,
-    t_max: float = 1.0,
+    t_min: float | Scalar,
+    t_max: float | Scalar = 1.0,
     levels: int | None,
     draws: int = 1,
 ) -> Bound:
@@ -117,9 +127,11 @@ def continuous_bound(
     Reference: Kingma et al. 2021, arXiv:2107.00630, eq. 11 and 17; the reconstruction is their section 3.3's.
     """
     check_levels(x_0, levels)
-    if not 0 <= t_min < t_max <= 1:
+    if not in_order(0, t_min, t_max, 1) or (
+        known_number(t_min) is not None and known_number(t_min) == known_number(t_max)
+    ):
         raise ValueError(f"Expected 0 <= t_min < t_max <= 1, as 0 is data and 1 is noise; got {t_min=}, {t_max=}.")
-    if not isinstance(draws, int) or draws < 1:
+    if not is_count(draws):
         raise ValueError(f"Expected an integer draws >= 1, as an integral needs times; got {draws=}.")
     process.refuse_no_noise(t_min, "the SNR")
     x_0 = jnp.asarray(x_0)
@@ -146,12 +158,12 @@ def _key_of(key: Keys, step: Array) -> Keys:
     return jax.vmap(lambda k: jax.random.fold_in(k, step))(key)
 
 
-def _read_off(process: GaussianProcess, x_0: Data, t: float, noise: Data, levels: int | None) -> PerExample:
+def _read_off(process: GaussianProcess, x_0: Data, t: float | Scalar, noise: Data, levels: int | None) -> PerExample:
     """-log p(x_0 | x_t) of the denoiser-free reconstruction, in closed form of the noise that made x_t."""
     precision = process.alpha(jnp.asarray(t, x_0.dtype)) / process.sigma(jnp.asarray(t, x_0.dtype))
     if levels is None:
         log_density = jax.scipy.stats.norm.logpdf(noise) + jnp.log(precision)
-        return -jnp.sum(log_density, axis=tuple(range(1, x_0.ndim)))
+        return -sum_events(log_density)
     centres = 2 * jnp.arange(levels, dtype=x_0.dtype) / (levels - 1) - 1
 
     def example(pair: tuple[Array, Array]) -> Array:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Integer
 
-from dgm_jax.numerics import check_like, example_keys, known, normal_like
+from dgm_jax.numerics import check_like, example_keys, known, normal_like, sum_events
 from dgm_jax.typing import Data, Keys, PerExample
 
 Integers = Integer[Array, " batch *event"]
@@ -65,7 +65,7 @@ def variational_dequantize(
     # x + 1 - levels eps is still below x + 1 once it is rounded
     noise = jnp.minimum(jax.nn.sigmoid(logit), 1 - levels * float(jnp.finfo(dtype).eps))
     x = (integers + noise) * (2 / levels) - 1
-    return x, jnp.sum(log_q, axis=tuple(range(1, x.ndim)))
+    return x, sum_events(log_q)
 
 
 def _check_integers(x_uint: Integers, levels: int) -> None:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dgm_jax.numerics import divergence, example_keys, probe_traces
+from dgm_jax.numerics import divergence, is_count, probe_traces, rademacher_like, sum_events
 from dgm_jax.parameterizations import velocity_of
 from dgm_jax.processes.gaussian import GaussianProcess
 from dgm_jax.samplers.grid import Grid, check_grid, ode_grid
@@ -63,8 +63,10 @@ def log_likelihood(
     Returns:
         [batch], NaN for all where the solve failed.
     """
-    if probes is not None and (key is None or probes < 1):
-        raise ValueError(f"Expected a key and probes >= 1, as Hutchinson's estimate is random; got {key=}, {probes=}.")
+    if probes is not None and (key is None or not is_count(probes)):
+        raise ValueError(
+            f"Expected a key and integer probes >= 1, as Hutchinson's estimate is random; got {key=}, {probes=}."
+        )
     nats, _, _ = _solve(denoise, process, x_0, key, ts=ts, probes=probes, solver=solver, controller=controller)
     return nats.mean(1)
 
@@ -87,8 +89,8 @@ def log_likelihood_with_error(
     probes - 1 degrees of freedom; it covers the choice of probes alone. The solver's error is a bias that no probe
     shows: double the steps for it. The exact trace has no such error (`log_likelihood` with probes=None).
     """
-    if key is None or probes < 2:
-        raise ValueError(f"Expected a key and probes >= 2, as one value has no spread; got {key=}, {probes=}.")
+    if key is None or not is_count(probes, 2):
+        raise ValueError(f"Expected a key and integer probes >= 2, as one value has no spread; got {key=}, {probes=}.")
     each, evaluations, result = _solve(
         denoise, process, x_0, key, ts=ts, probes=probes, solver=solver, controller=controller
     )
@@ -115,7 +117,7 @@ def _solve(
     if isinstance(solver, Kernel | PredictorCorrector | DPMSolverPP2M):
         raise ValueError(f'Expected a solver of ODEs in "time", such as diffrax.Heun(), as density is; got {solver}.')
     clock = ode_grid(process, x_0, ts, "time").ts
-    directions = None if key is None or probes is None else _rademacher(key, x_0, probes)
+    directions = None if key is None or probes is None else rademacher_like(key, x_0, probes)
     velocity = velocity_of(denoise, process)
 
     def field(t, state: tuple[Data, Array], _) -> tuple[Data, Array]:
@@ -139,11 +141,5 @@ def _solve(
         save_path=False,
     )
     prior = jax.scipy.stats.norm.logpdf(x_1[-1], scale=process.sigma(clock[-1]))
-    nats = jnp.sum(prior, axis=tuple(range(1, x_0.ndim)))[:, None] + gains[-1]
+    nats = sum_events(prior)[:, None] + gains[-1]
     return jnp.where(result == diffrax.RESULTS.successful, nats, jnp.nan), evaluations, result
-
-
-def _rademacher(key: Keys, x: Data, probes: int) -> Float[Array, "probes batch *event"]:
-    shape = (probes, *x.shape[1:])
-    draws = jax.vmap(lambda k: jax.random.rademacher(k, shape, x.dtype))(example_keys(key, len(x)))
-    return jnp.moveaxis(draws, 1, 0)

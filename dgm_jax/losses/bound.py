@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dgm_jax.numerics import check_data, check_like, check_times, expand_to, known
+from dgm_jax.numerics import check_data, check_like, check_times, expand_to, known, sum_events
 from dgm_jax.parameterizations.posterior import ReverseVariance, check_variance, posterior_of, reverse_variance
 from dgm_jax.processes.gaussian import GaussianProcess
 from dgm_jax.typing import Data, Denoiser, PerExample
@@ -29,7 +29,7 @@ def prior_kl(process: GaussianProcess, x_0: Data, *, t: float | Float[Array, ""]
     """
     check_data(x_0, "x_0")
     ratio = process.alpha(jnp.asarray(t, x_0.dtype)) / process.sigma(jnp.asarray(t, x_0.dtype))
-    return _sum(x_0**2) * ratio**2 / 2
+    return sum_events(x_0**2) * ratio**2 / 2
 
 
 def transition_kl(
@@ -65,7 +65,7 @@ def transition_kl(
     of_model = reverse_variance(kernel, variance, x_t, t)
     excess = expand_to(kernel.posterior, x_0) / of_model - 1
     spread = excess - jnp.log1p(excess)  # exactly 0 where the variances are the same
-    return _sum(spread + expand_to(kernel.of_data, x_0) ** 2 * error**2 / of_model) / 2
+    return sum_events(spread + expand_to(kernel.of_data, x_0) ** 2 * error**2 / of_model) / 2
 
 
 def decoder_log_likelihood(
@@ -93,7 +93,7 @@ def decoder_log_likelihood(
     estimate = check_like(denoise(process.perturb(x_0, t, noise), t), x_0, "denoiser")
     std = jnp.sqrt(expand_to(variance, x_0))
     if levels is None:
-        return _sum(jax.scipy.stats.norm.logpdf(x_0, estimate, std))
+        return sum_events(jax.scipy.stats.norm.logpdf(x_0, estimate, std))
     half = 1 / (levels - 1)
     low, high = (x_0 - half - estimate) / std, (x_0 + half - estimate) / std
     # in the right tail both probabilities are 1 to rounding: mirror it to the left one
@@ -103,12 +103,12 @@ def decoder_log_likelihood(
     share = jnp.maximum(-jnp.expm1(log_left - log_right), jnp.finfo(x_0.dtype).tiny)
     inside = log_right + jnp.log(share)
     below = jnp.where(x_0 < half - 1, jax.scipy.special.log_ndtr(high), inside)
-    return _sum(jnp.where(x_0 > 1 - half, jax.scipy.special.log_ndtr(-low), below))
+    return sum_events(jnp.where(x_0 > 1 - half, jax.scipy.special.log_ndtr(-low), below))
 
 
-def check_levels(x_0: Data, levels: int | None) -> None:
-    """Raise `ValueError` unless x_0, where it is known, lies at the centres of `levels` in [-1, 1]."""
-    check_data(x_0, "x_0")
+def check_levels(x_0: Data, levels: int | None, name: str = "x_0") -> None:
+    """Raise `ValueError` unless the data, where they are known, lie at the centres of `levels` in [-1, 1]."""
+    check_data(x_0, name)
     if levels is None:
         return
     if not levels > 1:
@@ -120,10 +120,6 @@ def check_levels(x_0: Data, levels: int | None) -> None:
     nearest = np.clip(np.round(position), 0, levels - 1)
     if not (np.abs(position - nearest) < 1e-2).all():
         raise ValueError(
-            f"Expected x_0 at the centres of {levels} levels in [-1, 1], as dgm_jax.data.to_unit places them; got "
+            f"Expected {name} at the centres of {levels} levels in [-1, 1], as dgm_jax.data.to_unit places them; got "
             f"values from {values.min()} to {values.max()}, up to {np.abs(position - nearest).max():.2g} levels off."
         )
-
-
-def _sum(values: Data) -> PerExample:
-    return jnp.sum(values, axis=tuple(range(1, values.ndim)))

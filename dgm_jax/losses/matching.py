@@ -15,11 +15,10 @@ Where p is small there are few points and s stays wrong. Denoising score matchin
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dgm_jax.numerics import check_data, check_like, divergence, example_keys
+from dgm_jax.numerics import check_data, check_like, divergence, is_count, rademacher_like, sum_events
 from dgm_jax.typing import Data, Keys, PerExample
 
 Score = Callable[[Data], Data]  # x [batch, *event] -> s(x), each row from its own row
@@ -28,7 +27,7 @@ Score = Callable[[Data], Data]  # x [batch, *event] -> s(x), each row from its o
 def hyvarinen(score: Score, x: Data) -> PerExample:
     """tr(grad s) + |s|^2/2 with the exact trace: one Jacobian-vector product for each of the event's coordinates."""
     value, trace = _divergence(score, x, None)
-    return trace + _sum(value**2) / 2
+    return trace + sum_events(value**2) / 2
 
 
 def sliced_score_matching(score: Score, x: Data, key: Keys, *, slices: int) -> PerExample:
@@ -36,7 +35,7 @@ def sliced_score_matching(score: Score, x: Data, key: Keys, *, slices: int) -> P
 
     Reference: Song et al. 2019, arXiv:1905.07088, eq. 8.
     """
-    v = _signs(key, x, slices)
+    v = _directions(key, x, slices)
     value, trace = _divergence(score, x, v)
     along = jnp.sum(v * value[None], axis=tuple(range(2, v.ndim)))
     return trace + jnp.mean(along**2, axis=0) / 2
@@ -47,8 +46,8 @@ def sliced_score_matching_vr(score: Score, x: Data, key: Keys, *, slices: int) -
 
     Reference: Song et al. 2019, arXiv:1905.07088, eq. 9; NCSN's toy score network was trained by it.
     """
-    value, trace = _divergence(score, x, _signs(key, x, slices))
-    return trace + _sum(value**2) / 2
+    value, trace = _divergence(score, x, _directions(key, x, slices))
+    return trace + sum_events(value**2) / 2
 
 
 def _divergence(score: Score, x: Data, v: Float[Array, "slices batch *event"] | None) -> tuple[Data, PerExample]:
@@ -56,14 +55,7 @@ def _divergence(score: Score, x: Data, v: Float[Array, "slices batch *event"] | 
     return divergence(lambda x: check_like(score(x), x, "score"), x, v)
 
 
-def _signs(key: Keys, x: Data, slices: int) -> Float[Array, "slices batch *event"]:
-    """Directions of independent +1 and -1, of unit covariance."""
-    if slices < 1:
-        raise ValueError(f"Expected slices >= 1, as the trace is estimated along them; got {slices=}.")
-    shape = (slices, *x.shape[1:])
-    draws = jax.vmap(lambda k: jax.random.rademacher(k, shape, x.dtype))(example_keys(key, len(x)))
-    return jnp.moveaxis(draws, 1, 0)
-
-
-def _sum(values: Data) -> PerExample:
-    return jnp.sum(values, axis=tuple(range(1, values.ndim)))
+def _directions(key: Keys, x: Data, slices: int) -> Float[Array, "slices batch *event"]:
+    if not is_count(slices):
+        raise ValueError(f"Expected integer slices >= 1, as the trace is estimated along them; got {slices=}.")
+    return rademacher_like(key, x, slices)

@@ -4,6 +4,9 @@
 needs Flax, and any other callable of that form serves as well. `net.clone(channels=64)` changes one setting.
 """
 
+from dgm_jax.networks.autoencoder import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder
+from dgm_jax.networks.dcgan import DCGANCritic, DCGANGenerator, instance_norm, layer_norm
+from dgm_jax.networks.dense import DenseCritic, DenseGenerator
 from dgm_jax.networks.layers import (
     Conditioning,
     Downsample,
@@ -18,11 +21,20 @@ from dgm_jax.networks.layers import (
 )
 from dgm_jax.networks.mlp import MLP
 from dgm_jax.networks.monotone import MonotoneSchedule
+from dgm_jax.networks.spectral import spectral_normalize
 from dgm_jax.networks.unet import UNet, ddpm_cifar10, unet_8x8, unet_28x28
 
 __all__ = [
     "MLP",
     "Conditioning",
+    "ConvDecoder",
+    "ConvEncoder",
+    "DCGANCritic",
+    "DCGANGenerator",
+    "DenseCritic",
+    "DenseDecoder",
+    "DenseEncoder",
+    "DenseGenerator",
     "Downsample",
     "GroupNorm",
     "MonotoneSchedule",
@@ -33,8 +45,11 @@ __all__ = [
     "ddpm_cifar10",
     "depth_to_space",
     "group_norm",
+    "instance_norm",
+    "layer_norm",
     "sinusoidal_embedding",
     "space_to_depth",
+    "spectral_normalize",
     "unet_8x8",
     "unet_28x28",
 ]

@@ -4,6 +4,7 @@ from dgm_jax.samplers.ancestral import Ancestral, DPMSolverPP2MSDE
 from dgm_jax.samplers.churn import ChurnedHeun
 from dgm_jax.samplers.coordinates import Coordinates, coordinates_of
 from dgm_jax.samplers.correctors import Langevin, NormalizedLangevin, UnderdampedLangevin
+from dgm_jax.samplers.hmc import Move, hmc_step, leapfrog
 from dgm_jax.samplers.langevin import annealed_langevin, final_denoising, solve_langevin
 from dgm_jax.samplers.multistep import AdamsBashforth, DPMSolverPP2M
 from dgm_jax.samplers.noise_levels import langevin_epsilon, largest_distance, level_count, level_ratio

@@ -15,7 +15,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dgm_jax.numerics import check_like, known, rounded
+from dgm_jax.numerics import check_like, in_order, known_number, rounded
 from dgm_jax.samplers.coordinates import CoordinateName
 from dgm_jax.samplers.multistep import extrapolated
 from dgm_jax.samplers.reverse import Kernel, Reverse
@@ -43,10 +43,10 @@ class Ancestral(Kernel):
     def __check_init__(self):
         """Refuse an eta that has no kernel."""
         check_eta(self.eta)
-        if self.interpolation is not None and known(self.eta) != 1:
+        if self.interpolation is not None and known_number(self.eta) != 1:
             raise ValueError(f"Expected eta = 1 with an interpolated variance, as its mean is DDPM's; got {self.eta}.")
-        share = None if callable(self.interpolation) else self.interpolation
-        if share is not None and not 0 <= share <= 1:
+        share = self.interpolation
+        if share is not None and not callable(share) and not 0 <= share <= 1:
             raise ValueError(f"Expected an interpolation in [0, 1], as it is between two variances; got {share}.")
 
     def move(self, reverse, s_0, s_1, state, noise, memory):
@@ -111,6 +111,5 @@ def kernel(z: Data, estimate: Data, u_t: Array, u_s: Array, eta: Eta, noise: Dat
 
 def check_eta(eta: Eta) -> None:
     """Raise `ValueError` unless eta is in [0, 1], where it is known."""
-    value = known(eta)
-    if value is not None and not 0 <= value <= 1:
+    if not in_order(0, eta, 1):
         raise ValueError(f"Expected eta in [0, 1], as the kernel's variance is a share of the posterior's; got {eta}.")

@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from dgm_jax.numerics import in_order
 from dgm_jax.samplers.coordinates import CoordinateName
 from dgm_jax.samplers.reverse import Kernel
 
@@ -33,7 +34,7 @@ class ChurnedHeun(Kernel):
 
     def __check_init__(self):
         """Refuse what algorithm 2 does not do."""
-        if not (0 <= self.gamma <= 0.4143 and 0 <= self.low <= self.high and self.noise >= 0):
+        if not (in_order(0, self.gamma, 0.4143) and in_order(0, self.low, self.high) and in_order(0, self.noise)):
             raise ValueError(
                 "Expected 0 <= gamma <= sqrt(2) - 1, 0 <= low <= high and noise >= 0, as noise is added between two "
                 f"levels; got gamma={self.gamma}, low={self.low}, high={self.high}, noise={self.noise}."

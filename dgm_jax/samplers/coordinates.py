@@ -26,10 +26,9 @@ from jaxtyping import Array, Float
 
 from dgm_jax.numerics import check_like, rounded
 from dgm_jax.processes.gaussian import GaussianProcess
-from dgm_jax.typing import Data, Denoiser
+from dgm_jax.typing import Data, Denoiser, Scalar
 
 CoordinateName = Literal["time", "noise", "data"]
-Scalar = Float[Array, ""]
 
 
 @dataclass(frozen=True)

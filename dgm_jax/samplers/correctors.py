@@ -4,6 +4,8 @@ A corrector is a callable (score, x, sigma, keys) -> x with an attribute `evalua
 makes: score maps x [batch, *event] to grad log p_t(x), sigma = sigma(t) is a scalar, keys are one per example.
 """
 
+import abc
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -13,11 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dgm_jax.numerics import expand_to, known, normal_like, split
+from dgm_jax.numerics import expand_to, is_count, known_number, normal_like, split, sum_events
 from dgm_jax.samplers.brownian import independent_increments
-from dgm_jax.typing import Data, Keys, PerExample
+from dgm_jax.typing import Data, Keys, PerExample, Scalar
 
-Scalar = Float[Array, ""]
 Score = Callable[[Data], Data]  # x -> grad log p_t(x) at one time
 
 
@@ -36,7 +37,37 @@ class Corrector(Protocol):
 
 
 @dataclass(frozen=True)
-class Langevin:
+class _LangevinSteps(abc.ABC):
+    """`steps` moves of Langevin dynamics, in one loop."""
+
+    snr: float
+    steps: int = 1
+
+    def __post_init__(self):
+        value = known_number(self.snr)
+        if value is not None and not value > 0:
+            raise ValueError(f"Expected snr > 0, as the step is 2 (snr sigma)^2; got {self.snr}.")
+        _check_steps(self.steps)
+
+    @property
+    def evaluations(self) -> int:
+        """One a step."""
+        return self.steps
+
+    @abc.abstractmethod
+    def move(self, gradient: Data, x: Data, sigma: Scalar, noise: Data) -> Data:
+        """One step, given the score at x and standard normal noise."""
+
+    def __call__(self, score: Score, x: Data, sigma: Scalar, keys: Keys) -> Data:
+        """All steps."""
+
+        def move(x: Data, noise: Data) -> tuple[Data, None]:
+            return self.move(score(x), x, sigma, noise), None
+
+        return jax.lax.scan(move, x, noise_of_moves(keys, x, self.steps))[0]
+
+
+class Langevin(_LangevinSteps):
     """`steps` times x + e score(x) + sqrt(2 e) z with e = 2 (snr sigma)^2: one step changes p_t by O(e^2).
 
     e is the paper's 2 (snr |z|/|score|)^2 with both norms at their size for the perturbation kernel, sqrt(dim) and
@@ -46,28 +77,12 @@ class Langevin:
     1, belongs to the chain of 1,000 steps and is left out.
     """
 
-    snr: float
-    steps: int = 1
-
-    def __post_init__(self):
-        _check(self.snr, self.steps)
-
-    @property
-    def evaluations(self) -> int:
-        """One a step."""
-        return self.steps
-
     def move(self, gradient: Data, x: Data, sigma: Scalar, noise: Data) -> Data:
         """One step of fixed size, given the score at x and standard normal noise."""
         return _step(x, gradient, noise, 2 * (self.snr * sigma) ** 2)
 
-    def __call__(self, score: Score, x: Data, sigma: Scalar, keys: Keys) -> Data:
-        """All steps."""
-        return _moves(self, score, x, sigma, keys)
 
-
-@dataclass(frozen=True)
-class NormalizedLangevin:
+class NormalizedLangevin(_LangevinSteps):
     """The paper's step to the letter, with each example's norms: e = 2 (snr |z|/|score(x)|)^2.
 
     For images it differs from `Langevin` by the estimate's shrinkage only. In few dimensions it does not leave p_t as
@@ -76,25 +91,10 @@ class NormalizedLangevin:
     Reference: Song et al. 2021, arXiv:2011.13456, algorithms 4 and 5.
     """
 
-    snr: float
-    steps: int = 1
-
-    def __post_init__(self):
-        _check(self.snr, self.steps)
-
-    @property
-    def evaluations(self) -> int:
-        """One a step."""
-        return self.steps
-
     def move(self, gradient: Data, x: Data, sigma: Scalar, noise: Data) -> Data:
         """One step of each example's own size, given the score at x and standard normal noise."""
         size = 2 * (self.snr * _norm(noise) / _norm(gradient)) ** 2
         return _step(x, gradient, noise, expand_to(size, x))
-
-    def __call__(self, score: Score, x: Data, sigma: Scalar, keys: Keys) -> Data:
-        """All steps."""
-        return _moves(self, score, x, sigma, keys)
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,12 @@ class UnderdampedLangevin:
 
     def __post_init__(self):
         for name in ("time", "friction"):
-            if not getattr(self, name) > 0:
+            value = known_number(getattr(self, name))
+            if value is not None and not 0 < value < math.inf:
                 raise ValueError(
                     f"Expected {name} > 0, as the momentum must move and decay; got {getattr(self, name)}."
                 )
-        if self.steps < 1:
-            raise ValueError(f"Expected steps >= 1, as a corrector moves; got {self.steps}.")
+        _check_steps(self.steps)
         if not isinstance(self.solver, diffrax.ALIGN | diffrax.ShOULD | diffrax.QUICSORT):
             raise ValueError(
                 f"Expected ALIGN, ShOULD or QUICSORT, as momentum needs a solver for it; got {self.solver}."
@@ -164,15 +164,6 @@ def _step(x: Data, gradient: Data, noise: Data, size: Array) -> Data:
     return x + size * gradient + jnp.sqrt(2 * size) * noise
 
 
-def _moves(corrector: Langevin | NormalizedLangevin, score: Score, x: Data, sigma: Scalar, keys: Keys) -> Data:
-    """`steps` moves, in one loop."""
-
-    def move(x: Data, noise: Data) -> tuple[Data, None]:
-        return corrector.move(score(x), x, sigma, noise), None
-
-    return jax.lax.scan(move, x, noise_of_moves(keys, x, corrector.steps))[0]
-
-
 def noise_of_moves(keys: Keys, x: Data, steps: int) -> Float[Array, "steps batch *event"]:
     """Standard normal noise for every move, from one key per example."""
     draws = jax.vmap(lambda key: jax.random.normal(key, (steps, *x.shape[1:]), x.dtype))(keys)
@@ -180,12 +171,9 @@ def noise_of_moves(keys: Keys, x: Data, steps: int) -> Float[Array, "steps batch
 
 
 def _norm(x: Data) -> PerExample:
-    return jnp.sqrt(jnp.sum(x**2, axis=tuple(range(1, x.ndim))))
+    return jnp.sqrt(sum_events(x**2))
 
 
-def _check(snr: float, steps: int) -> None:
-    value = known(snr)
-    if value is not None and not value > 0:
-        raise ValueError(f"Expected snr > 0, as the step is 2 (snr sigma)^2; got {snr}.")
-    if steps < 1:
-        raise ValueError(f"Expected steps >= 1, as a corrector moves; got {steps}.")
+def _check_steps(steps: int) -> None:
+    if not is_count(steps):
+        raise ValueError(f"Expected an integer steps >= 1, as a corrector moves by steps; got {steps}.")

@@ -20,7 +20,7 @@ import lineax
 import numpy as np
 from jaxtyping import Array, Float
 
-from dgm_jax.numerics import check_data, check_like, example_keys, known, normal, rounded, split
+from dgm_jax.numerics import check_data, check_like, example_keys, is_count, known, known_number, normal, rounded, split
 from dgm_jax.processes.gaussian import GaussianProcess
 from dgm_jax.samplers.brownian import independent_increments
 from dgm_jax.samplers.coordinates import traced_once
@@ -28,7 +28,7 @@ from dgm_jax.samplers.grid import Grid, check_points
 from dgm_jax.samplers.stepping import Samples, integrate
 from dgm_jax.typing import Data, Denoiser, Keys
 
-Scalar = float | np.floating | Float[Array, ""]
+Number = float | np.floating | Float[Array, ""]
 
 
 def solve_langevin(
@@ -38,7 +38,7 @@ def solve_langevin(
     key: Keys,
     *,
     ts: Grid,
-    epsilon: Scalar,
+    epsilon: Number,
     steps: int,
     adjoint: diffrax.AbstractAdjoint | None = None,
     save_path: bool = False,
@@ -58,11 +58,13 @@ def solve_langevin(
     """
     check_data(x, "the state x")
     ts = _levels(process, ts, x.dtype)
-    size = known(epsilon)
+    size = known_number(epsilon)
     if size is not None and not 0 < size < np.inf:
         raise ValueError(f"Expected 0 < epsilon < inf, as it is a step size; got {epsilon=}.")
-    if steps < 1:
-        raise ValueError(f"Expected steps >= 1 at each level, as Langevin dynamics moves by steps; got {steps=}.")
+    if not is_count(steps):
+        raise ValueError(
+            f"Expected integer steps >= 1 at each level, as Langevin dynamics moves by steps; got {steps=}."
+        )
     total = len(ts) * steps
     most = 2 ** (int(jnp.finfo(x.dtype).nmant) + 1)
     if total > most:
@@ -114,7 +116,7 @@ def annealed_langevin(
     shape: tuple[int, ...],
     *,
     ts: Grid,
-    epsilon: Scalar,
+    epsilon: Number,
     steps: int,
     adjoint: diffrax.AbstractAdjoint | None = None,
     save_path: bool = False,
@@ -131,7 +133,7 @@ def annealed_langevin(
     return solve_langevin(denoise, process, x, key_path, **options)
 
 
-def final_denoising(denoise: Denoiser, samples: Samples, t: Scalar) -> Samples:
+def final_denoising(denoise: Denoiser, samples: Samples, t: Number) -> Samples:
     """The denoiser's estimate of x_0 from the samples' last state at time t: one evaluation more.
 
     Reference: Song & Ermon 2020, arXiv:2006.09011, algorithm 1; Jolicoeur-Martineau et al. 2020, arXiv:2009.05475.

@@ -10,8 +10,11 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, PyTree
 
+from dgm_jax.numerics import is_count
 from dgm_jax.samplers.coordinates import CoordinateName
+from dgm_jax.typing import Scalar
 
 
 class AdamsBashforth(diffrax.AbstractSolver):
@@ -28,7 +31,7 @@ class AdamsBashforth(diffrax.AbstractSolver):
     evaluations_per_step: ClassVar[int] = 1
 
     def __init__(self, order: int = 3):
-        if order not in (1, 2, 3):
+        if not is_count(order) or order > 3:
             raise ValueError(f"Expected an order of 1, 2 or 3, as higher ones lose stability; got {order}.")
         self.method_order = order
 
@@ -117,7 +120,9 @@ class DPMSolverPP2M(diffrax.AbstractSolver):
         return terms.vf(t0, y0, args)
 
 
-def extrapolated(estimate, last, first, u_last, u_0, u_1):
+def extrapolated(
+    estimate: PyTree, last: PyTree, first: Bool[Array, ""], u_last: Scalar, u_0: Scalar, u_1: Scalar
+) -> PyTree:
     """The data estimate carried half a step ahead along log u, from this step's and the last one's.
 
     A falling clock reaches a solver with its sign turned, which cancels in the ratios.

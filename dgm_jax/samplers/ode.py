@@ -7,11 +7,12 @@ there is EDM's sampler, `diffrax.Tsit5()` with a controller in "time" is the ada
 
 import diffrax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from dgm_jax.numerics import expand_to, normal, rounded
 from dgm_jax.processes.gaussian import GaussianProcess
-from dgm_jax.samplers.coordinates import CoordinateName, clock_of, coordinates_of, estimates, traced_once
-from dgm_jax.samplers.grid import Grid, check_points, ode_grid
+from dgm_jax.samplers.coordinates import CoordinateName, Coordinates, clock_of, coordinates_of, estimates, traced_once
+from dgm_jax.samplers.grid import Grid, GridPlan, check_points, ode_grid
 from dgm_jax.samplers.predictor_corrector import PredictorCorrector
 from dgm_jax.samplers.reverse import Kernel
 from dgm_jax.samplers.stepping import Samples, integrate
@@ -85,7 +86,16 @@ def draw_prior(process: GaussianProcess, key: Keys, shape: tuple[int, ...], ts: 
     return process.sigma(start) * normal(key, shape, start.dtype)
 
 
-def finish(denoise, states, plan, system, evaluations, result, *, save_path: bool) -> Samples:
+def finish(
+    denoise: Denoiser,
+    states: Float[Array, "points batch *event"],
+    plan: GridPlan,
+    system: Coordinates,
+    evaluations: Int[Array, ""],
+    result: diffrax.RESULTS,
+    *,
+    save_path: bool,
+) -> Samples:
     """Back from the solver's states to x, with the last step to t = 0 where the grid asked for one."""
     saved = plan.ts if save_path else plan.ts[-1:]
     path = states / expand_to(system.scale(saved), states)

@@ -6,10 +6,11 @@ means the denoiser's own estimate. Annealed Langevin dynamics is in `langevin`.
 """
 
 import math
+from typing import Any
 
 import diffrax
 
-from dgm_jax.numerics import known
+from dgm_jax.numerics import in_order, known_number
 from dgm_jax.parameterizations.posterior import ReverseVariance, check_variance
 from dgm_jax.processes.gaussian import GaussianProcess
 from dgm_jax.samplers.ancestral import Ancestral, DPMSolverPP2MSDE, Eta, check_eta
@@ -45,6 +46,7 @@ def ddpm(
 
     Reference: Ho et al. 2020, arXiv:2006.11239, algorithm 2; Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15.
     """
+    _refuse(options, "solver")
     check_variance(variance)
     interpolation = variance if callable(variance) else INTERPOLATIONS[variance]
     return sample_sde(denoise, process, key, shape, ts=ts, solver=Ancestral(1.0, interpolation), **options)
@@ -67,8 +69,10 @@ def ddim(
 
     Reference: Song et al. 2020, arXiv:2010.02502, eq. 12 and 16.
     """
+    _refuse(options, "solver")
     check_eta(eta)
-    if known(eta) == 0:
+    if known_number(eta) == 0:
+        _refuse(options, "coordinates", "stochasticity", "brownian")
         return sample_ode(denoise, process, key, shape, ts=ts, solver=diffrax.Euler(), coordinates="data", **options)
     return sample_sde(denoise, process, key, shape, ts=ts, solver=Ancestral(eta), **options)
 
@@ -95,15 +99,22 @@ def edm_heun(
 
     Reference: Karras et al. 2022, arXiv:2206.00364, algorithms 1 and 2.
     """
-    if not (churn >= 0 and churn_noise >= 0 and 0 <= churn_min <= churn_max):
+    _refuse(options, "solver", "coordinates")
+    value = known_number(churn)
+    if value is None:
+        raise ValueError(
+            "Expected a churn that is not traced, as 0 is another solver (for a traced one: sample_sde with "
+            f"ChurnedHeun); got {churn}."
+        )
+    if not (in_order(0, churn) and in_order(0, churn_noise) and in_order(0, churn_min, churn_max)):
         raise ValueError(
             "Expected churn >= 0, churn_noise >= 0 and 0 <= churn_min <= churn_max, as noise is added between two "
             f"levels; got {churn=}, {churn_noise=}, {churn_min=}, {churn_max=}."
         )
-    if churn == 0:
+    if value == 0:
         return sample_ode(denoise, process, key, shape, ts=ts, solver=diffrax.Heun(), coordinates="noise", **options)
     check_points(ts)
-    gamma = min(churn / (len(ts) - 1), math.sqrt(2) - 1)
+    gamma = min(value / (len(ts) - 1), math.sqrt(2) - 1)
     solver = ChurnedHeun(gamma, churn_min, churn_max, churn_noise)
     return sample_sde(denoise, process, key, shape, ts=ts, solver=solver, **options)
 
@@ -115,6 +126,7 @@ def dpm_solver_pp_2m(
 
     Reference: Lu et al. 2022, arXiv:2211.01095, algorithm 2.
     """
+    _refuse(options, "solver", "coordinates")
     return sample_ode(denoise, process, key, shape, ts=ts, solver=DPMSolverPP2M(), coordinates="data", **options)
 
 
@@ -125,6 +137,7 @@ def dpm_solver_pp_2m_sde(
 
     Reference: Lu et al. 2022, arXiv:2211.01095, SDE-DPM-Solver++(2M).
     """
+    _refuse(options, "solver")
     return sample_sde(denoise, process, key, shape, ts=ts, solver=DPMSolverPP2MSDE(), **options)
 
 
@@ -145,6 +158,7 @@ def deis(
 
     Reference: Zhang & Chen 2022, arXiv:2204.13902, rhoAB-DEIS.
     """
+    _refuse(options, "solver", "coordinates")
     return sample_ode(denoise, process, key, shape, ts=ts, solver=AdamsBashforth(order), coordinates="noise", **options)
 
 
@@ -166,4 +180,15 @@ def predictor_corrector(
 
     Reference: Song et al. 2021, arXiv:2011.13456, algorithms 1 to 3.
     """
+    _refuse(options, "solver")
     return sample_sde(denoise, process, key, shape, ts=ts, solver=PredictorCorrector(predictor, corrector), **options)
+
+
+def _refuse(options: dict[str, Any], *own: str) -> None:
+    """Raise `ValueError` where an option is one that the recipe settles itself."""
+    for name in own:
+        if name in options:
+            raise ValueError(
+                f"Expected no option {name}, as a sampler by name has its own (any other: sample_ode, sample_sde); "
+                f"got {name}={options[name]!r}."
+            )

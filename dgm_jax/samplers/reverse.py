@@ -12,14 +12,12 @@ from typing import Any, ClassVar
 import diffrax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from dgm_jax.numerics import check_like, expand_to, rounded
 from dgm_jax.processes.gaussian import GaussianProcess
 from dgm_jax.samplers.coordinates import CoordinateName, Coordinates, estimates
-from dgm_jax.typing import Data, Denoiser, Keys
-
-Scalar = Float[Array, ""]
+from dgm_jax.typing import Data, Denoiser, Keys, Scalar
 
 
 @dataclass(frozen=True, eq=False)  # diffrax hashes it, and arrays have no hash

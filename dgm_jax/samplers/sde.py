@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import lineax
 from jaxtyping import Array, Float
 
-from dgm_jax.numerics import example_keys, known, rounded, split
+from dgm_jax.numerics import example_keys, in_order, known_number, rounded, split
 from dgm_jax.processes.gaussian import GaussianProcess
 from dgm_jax.samplers.brownian import brownian_tree, independent_increments
 from dgm_jax.samplers.coordinates import CoordinateName, clock_of, coordinates_of, estimates, traced_once
@@ -67,8 +67,8 @@ def solve_sde(
         )
     own = getattr(solver, "coordinates", None)
     plan = reverse_grid(process, x, ts, from_pure_noise=getattr(solver, "from_pure_noise", False))
-    eta = known(stochasticity)
-    if eta is not None and not eta >= 0:
+    eta = known_number(stochasticity)
+    if not in_order(0, stochasticity):
         raise ValueError(f"Expected stochasticity >= 0, as it scales the noise; got {stochasticity}.")
     if own is not None and (eta is None or eta != 1):
         raise ValueError(

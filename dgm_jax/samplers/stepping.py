@@ -27,7 +27,7 @@ class Samples(NamedTuple):
 
 
 def integrate(
-    terms: diffrax.AbstractTerm,
+    terms: diffrax.AbstractTerm | tuple[diffrax.AbstractTerm, ...],
     state: PyTree,
     clock: Float[Array, " points"],
     *,
@@ -53,7 +53,7 @@ def integrate(
             f"Expected a grid of at least {needed} steps, not counting one to a noiseless t = 0, as "
             f"{type(solver).__name__} needs as many to reach its order; got {len(clock) - 1}."
         )
-    check_tolerances(controller)
+    check_controller(controller)
     adaptive = isinstance(controller, diffrax.PIDController | diffrax.ClipStepSizeController)
     if adaptive and not isinstance(solver, diffrax.AbstractAdaptiveSolver):
         raise ValueError(
@@ -85,10 +85,15 @@ def integrate(
     return solution.ys, evaluations, solution.result
 
 
-def check_tolerances(controller: diffrax.AbstractStepSizeController | None) -> None:
-    """Raise `ValueError` where a controller's tolerances are known, and below 0 or both 0."""
+def check_controller(controller: diffrax.AbstractStepSizeController | None) -> None:
+    """Raise `ValueError` for fixed steps, and where tolerances are known and below 0 or both 0."""
     if isinstance(controller, diffrax.ClipStepSizeController):
-        check_tolerances(controller.controller)
+        check_controller(controller.controller)
+    if isinstance(controller, diffrax.StepTo | diffrax.ConstantStepSize):
+        raise ValueError(
+            "Expected a controller that adapts steps, such as diffrax.PIDController, or None, as fixed steps are those "
+            f"of ts; got {controller}."
+        )
     if isinstance(controller, diffrax.PIDController):
         values = known((controller.rtol, controller.atol))
         if values is not None and (values.min() < 0 or values.max() == 0):

@@ -169,7 +169,7 @@ def unrolled(
     return generator_loss
 
 
-def pack(x: Data, *, degree: int) -> Float[Array, "groups *packed"]:
+def pack(x: Data, *, degree: int) -> Float[Array, " groups *packed"]:
     """`[batch, *event] -> [batch / degree, ..., degree * channels]`: PacGAN's discriminator sees `degree` examples.
 
     Neighbours in the batch are joined along the last axis, and one logit is given for each group.
