@@ -6,6 +6,7 @@ exactly that slice's numbers, whatever the number of devices.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -134,13 +135,13 @@ def known_number(x: object) -> float | None:
 
 def in_order(*numbers: object) -> bool:
     """Whether the numbers rise or stay, as far as they are known."""
-    known_ones = [value for value in map(known_number, numbers) if value is not None]
-    return known_ones == sorted(known_ones)
+    values = [value for value in map(known_number, numbers) if value is not None]
+    return all(a <= b for a, b in pairwise(values))
 
 
 def is_count(n: object, least: int = 1) -> bool:
     """Whether `n` is a whole number from `least` on, by its type too: 2.0 counts nothing."""
-    return isinstance(n, int | np.integer) and not isinstance(n, bool) and n >= least
+    return isinstance(n, int | np.integer) and not isinstance(n, bool) and bool(n >= least)
 
 
 def check_data(x: Data, name: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from dgm_jax.samplers import Samples
 from experiments._digits import certainty, fit_classifier, flat
 from experiments._distances import fixed_directions, sliced_wasserstein_2
 from experiments._frontier_exact import Diffused
+from experiments._run import Run
 
 Scores = dict[str, Any]
 PARTS = 4  # in which drawn digits are split for a standard error; 40 digits have as many of each class in all
@@ -142,6 +144,39 @@ class MixtureScores:
     def _exact(self, family: int, seed: int) -> np.ndarray:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(2026), family), seed)
         return np.asarray(unequal_mixture().sample(key, self.points), np.float32)
+
+
+def finish(run: Run, text: str, *, page: str, picture: str, plot: Callable[[Path], None], scores: Scores) -> None:
+    """Print the tables and write them, then the picture, then the scores, which mark the run as done."""
+    print(text)
+    (run.directory / page).write_text(text)
+    plot(run.directory / picture)
+    run.finish(scores)
+    print(f"Look at {run.directory}/{picture} and {page}")
+
+
+def score_tables(run: Run, digits: int, table: Callable[[str, Callable[[Scores], str]], str]) -> str:
+    """The tables of all scores of `digits` drawn digits, and of the mixture's, each beside its noise floor.
+
+    Args:
+        table: (data, what a cell shows of its record) -> markdown.
+    """
+    real, exact = (run.measured(f"{data}_floor", dict) for data in ("digits", "mixture"))
+    return "\n".join(
+        [
+            f"Energy distance of {digits} drawn digits to 500 held out, less that of as many real digits, which is "
+            f"below {real['energy_95'] - real['energy']:.3f} in 95 %:\n",
+            table("digits", lambda row: excess_energy(row, real)),
+            f"Share that the classifier is sure of and right; of real digits {real['sure_and_right']:.2f}:\n",
+            table("digits", lambda row: plus_minus(row["sure_and_right"], row["standard_error"], 2)),
+            f"Frechet distance of the classifier's answers; of real digits {real['frechet']:.2f}, below "
+            f"{real['frechet_95']:.2f} in 95 %:\n",
+            table("digits", lambda row: f"{row['frechet']:.2f}"),
+            "Exact denoiser of a mixture in the plane, sliced Wasserstein-2 distance, mean over seeds; of exact points "
+            f"{plus_minus(exact['distance'], exact['error'], 3)}:\n",
+            table("mixture", lambda row: plus_minus(row["distance"], row["error"], 3)),
+        ]
+    )
 
 
 def excess_energy(row: Scores, floor: Scores) -> str:

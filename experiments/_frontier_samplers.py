@@ -26,6 +26,7 @@ from dgm_jax.samplers import (
     Langevin,
     ReverseDiffusion,
     Samples,
+    annealed_langevin,
     ddim,
     ddpm,
     deis,
@@ -36,7 +37,6 @@ from dgm_jax.samplers import (
     sample_ode,
     sample_sde,
 )
-from dgm_jax.samplers.langevin import annealed_langevin
 
 VP = variance_preserving()
 CHAIN = from_betas(np.linspace(1e-4, 0.02, 1000))

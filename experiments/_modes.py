@@ -48,7 +48,7 @@ def nearest_mode(
     x: Float[np.ndarray, "points dim"], centers: Float[np.ndarray, "modes dim"]
 ) -> tuple[Labels, Float[np.ndarray, " points"]]:
     """Each point's nearest centre, and the distance to it; a point that is not finite is infinitely far from mode 0."""
-    finite = np.isfinite(x).all(axis=1)
+    finite = np.all(np.isfinite(x), axis=1)
     distance, label = KDTree(centers).query(np.where(finite[:, None], x, 0.0))
     return np.where(finite, label, 0), np.where(finite, distance, np.inf)
 
@@ -58,7 +58,7 @@ def reverse_kl(labels: Labels, weights: Weights) -> float:
     counts = np.bincount(labels, minlength=len(weights))
     seen = np.flatnonzero(counts)
     shares = counts[seen] / len(labels)
-    return float(np.sum(shares * np.log(shares / np.take(weights, seen))))
+    return float(np.sum(shares * np.log(shares / weights[seen])))
 
 
 def duplicate_pairs(x: Float[np.ndarray, "points dim"], *, radius: float) -> int:

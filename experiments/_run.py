@@ -112,6 +112,14 @@ def open_run(config: Any) -> Run:
     return Run(directory)
 
 
+def begin(config: Any) -> Run:
+    """`open_run` on one virtual device a core, with short compilations where `config.smoke`."""
+    virtual_devices()
+    if config.smoke:
+        jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time
+    return open_run(config)
+
+
 def read_config(directory: str | Path, config_type: type[Config]) -> Config:
     """The configuration with which the run in `directory` was begun."""
     saved = _read(Path(directory))["config"]

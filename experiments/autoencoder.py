@@ -1,6 +1,6 @@
 """A plain autoencoder's latent space generates nothing (survey section 2.2): beside a VAE, and a VQ-VAE.
 
-    python -m experiments.autoencoder             # TIME minutes on 2 CPU cores
+    python -m experiments.autoencoder             # about 3 minutes on 2 CPU cores
     python -m experiments.autoencoder --smoke     # the same code on tiny sizes, in seconds
 
 Three models of binary 28 x 28 digits, each with one hidden layer of 500 (tanh) on either side:
@@ -15,7 +15,12 @@ digits, of binary samples: as reconstructions; decoded from a simple law, N(0, I
 from a law fitted to the training digits' codes, a Gaussian of their mean and covariance, or each position's
 frequencies. Were the latent space generative, the last would be as good as the first.
 
-EXPECTED
+Expected, seed 0, energy distances with standard errors over parts of the samples; real digits are below 0.010 in 95 %:
+
+                  -log p(x | z)    reconstructions    simple law        fitted law
+    autoencoder   93.7 +- 1.6      0.009 +- 0.003     5.66 +- 0.39      0.040 +- 0.015
+    VAE           98.3 +- 1.5      0.004 +- 0.004     0.068 +- 0.004    0.029 +- 0.006
+    VQ-VAE        74.7 +- 1.1      0.012 +- 0.005     4.70 +- 0.18      0.074 +- 0.005
 """
 
 from dataclasses import dataclass

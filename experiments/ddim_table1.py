@@ -23,14 +23,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from dgm_jax.processes import quadratic
 from dgm_jax.samplers import Samples, ddim, ddpm
-from experiments._comparison import MixtureScores, digit_scores, excess_energy, markdown, plus_minus
+from experiments._comparison import MixtureScores, digit_scores, finish, markdown, score_tables
 from experiments._network import STAND_IN, denoisers, drawer, labels_of, levels
-from experiments._run import Run, open_run, parse, virtual_devices
+from experiments._run import Run, begin, parse
 from experiments.quickstart import PROCESS
 
 Sampler = Callable[..., Samples]
@@ -98,42 +97,23 @@ def compute(config: Config, run: Run) -> None:
 
 
 def tables(config: Config, run: Run) -> str:
-    """Both tables, one row for each eta."""
+    """A table for each score, one row for each eta."""
     records = {(record["data"], record["eta"], record["steps"]): record for record in run.records()}
-    floors = {data: run.measured(f"{data}_floor", dict) for data in ("digits", "mixture")}
 
     def table(data: str, show: Callable[[dict[str, Any]], str]) -> str:
         rows = [[name, *(show(records[data, name, steps]) for steps in config.steps)] for name in ETAS]
         return markdown(["eta", *(f"{steps} steps" for steps in config.steps)], rows)
 
-    digits, mixture = floors["digits"], floors["mixture"]
-    return "\n".join(
-        [
-            f"Energy distance of {config.digits} drawn digits to 500 held out, less that of as many real digits, which "
-            f"is below {digits['energy_95'] - digits['energy']:.3f} in 95 %:\n",
-            table("digits", lambda row: excess_energy(row, digits)),
-            f"Share that the classifier is sure of and right; of real digits {digits['sure_and_right']:.2f}:\n",
-            table("digits", lambda row: plus_minus(row["sure_and_right"], row["standard_error"], 2)),
-            "Exact denoiser of a mixture in the plane, sliced Wasserstein-2 distance, mean over seeds; of exact "
-            f"points {plus_minus(mixture['distance'], mixture['error'], 3)}:\n",
-            table("mixture", lambda row: plus_minus(row["distance"], row["error"], 3)),
-        ]
-    )
+    return score_tables(run, config.digits, table)
 
 
 def main(config: Config) -> None:
     """Compute what is missing, then show all."""
-    virtual_devices()
-    if config.smoke:
-        jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time
-    run = open_run(config)
+    run = begin(config)
     compute(config, run)
-    text = tables(config, run)
-    print(text)
-    (run.directory / "tables.md").write_text(text)
-    plot(config, run, run.directory / "ddim_table1.png")
-    run.finish({"cells": len(run.records())})
-    print(f"Look at {run.directory}/ddim_table1.png and tables.md")
+    scores = {"cells": len(run.records())}
+    picture = partial(plot, config, run)
+    finish(run, tables(config, run), page="tables.md", picture="ddim_table1.png", plot=picture, scores=scores)
 
 
 def plot(config: Config, run: Run, path: Path) -> None:

@@ -37,7 +37,7 @@ from dgm_jax.samplers import ddpm
 from dgm_jax.training.parallel import pmap_sampler
 from experiments._comparison import plus_minus
 from experiments._network import STAND_IN, denoisers, labels_of, seen_through
-from experiments._run import open_run, parse, virtual_devices
+from experiments._run import begin, parse
 from experiments.quickstart import PROCESS, SHAPE
 
 DIM = int(np.prod(SHAPE))
@@ -129,10 +129,7 @@ def shown_steps(chain: int) -> np.ndarray:
 
 def main(config: Config) -> None:
     """Send, draw and plot."""
-    virtual_devices()
-    if config.smoke:
-        jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time
-    run = open_run(config)
+    run = begin(config)
     if run.done:
         print(f"{run.directory} is done: look at {run.directory}/rate_distortion.png. To begin anew: --fresh.")
         return

@@ -53,8 +53,8 @@ from dgm_jax.training import ema_warmup, init_state
 from dgm_jax.training.parallel import pmap_sampler, pmap_step, replicate, shard, unreplicate
 from dgm_jax.typing import Data, Denoiser, PerExample
 from experiments._budget import warmup_cosine
-from experiments._comparison import DigitScores, excess_energy, markdown, plus_minus
-from experiments._run import Run, open_run, parse, progress, virtual_devices
+from experiments._comparison import DigitScores, excess_energy, finish, markdown, plus_minus
+from experiments._run import Run, begin, parse, progress
 
 STEPS = 100
 CHAIN = from_betas(10 * np.linspace(1e-4, 0.02, STEPS))
@@ -256,17 +256,11 @@ def table(config: Config, run: Run) -> str:
 
 def main(config: Config) -> None:
     """Train, score and show."""
-    virtual_devices()
-    if config.smoke:
-        jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time
-    run = open_run(config)
+    run = begin(config)
     compute(config, run)
-    text = table(config, run)
-    print(text)
-    (run.directory / "table2.md").write_text(text)
-    plot(config, run, run.directory / "table2.png")
-    run.finish({"networks": len(config.targets) * len(config.objectives)})
-    print(f"Look at {run.directory}/table2.png and table2.md")
+    scores = {"networks": len(config.targets) * len(config.objectives)}
+    picture = partial(plot, config, run)
+    finish(run, table(config, run), page="table2.md", picture="table2.png", plot=picture, scores=scores)
 
 
 def plot(config: Config, run: Run, path: Path) -> None:

@@ -11,7 +11,7 @@ Digits are drawn by the generator's moving average and scored against 500 digits
 circles between latents show that the generator has not learnt single points; the critic's estimate of the Wasserstein
 distance, on digits that it was trained on and on digits held out, is the paper's figure 5. It writes samples.png,
 critic.png, metrics.jsonl, scores.json, config.json and checkpoints to runs/gan_digits/. Running it again resumes.
-MEASURED
+
 Deviations from the paper: three updates of the critic instead of five, batches of 32 instead of 50, a learning rate of
 1e-3 that falls to 0 by a cosine instead of 1e-4, and the moving average, all to be done in minutes.
 """

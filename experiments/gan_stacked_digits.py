@@ -1,6 +1,6 @@
 """How many of 1,000 modes do seven GANs cover? Stacked digits (Metz et al. 2017, arXiv:1611.02163, section 3.3.1).
 
-    python -m experiments.gan_stacked_digits           # TIME on 2 CPU cores
+    python -m experiments.gan_stacked_digits           # a quarter of an hour on 2 CPU cores
     python -m experiments.gan_stacked_digits --smoke   # the same code on tiny sizes, in seconds
 
 Three digits, drawn at random and independently, are the red, green and blue of one image: 1,000 equal modes, which a
@@ -14,7 +14,7 @@ pairs, five unrolled updates of the discriminator and R1 (Mescheder et al. 2018,
 to 0.01 and with the gradient penalty (lambda = 10), both with five updates of the critic for each of the generator.
 Nothing was tuned for any of them: all have one learning rate, one network and one number of generator updates.
 The run writes runs/gan_stacked_digits/ with table.md, samples.png, metrics.jsonl, scores.json and config.json. A cell,
-one method with one seed, is not computed again when the run is resumed. MEASURED
+one method with one seed, is not computed again when the run is resumed.
 
 Deviations: the papers have DCGANs, images of 28 x 28 or 32 x 32 pixels, 60,000 digits and many more updates. Here the
 4,500 digits are halved to 14 x 14 pixels, both networks are dense, and training is

@@ -27,7 +27,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from experiments._frontier_page import (
@@ -42,7 +41,7 @@ from experiments._frontier_page import (
     order_of,
     write_csv,
 )
-from experiments._run import Run, open_run, parse, virtual_devices
+from experiments._run import Run, begin, parse
 
 Mode = Literal["mixture_2d", "mixture_64d", "digits"]
 MODES: tuple[Mode, ...] = ("mixture_2d", "mixture_64d", "digits")
@@ -169,11 +168,8 @@ def show(config: Config, run: Run) -> dict[str, Any]:
 
 def main(config: Config) -> None:
     """Compute what is missing, then show all."""
-    virtual_devices()
-    if config.smoke:
-        jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time
     # which modes are computed now, and what is copied, changes nothing in the cells
-    run = open_run(replace(config, modes=MODES, write=False))
+    run = begin(replace(config, modes=MODES, write=False))
     for name in config.modes:
         mode = mode_of(name, config)
         if mode is not None:

@@ -30,9 +30,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 import numpy as np
 
+from dgm_jax.parameterizations.posterior import posterior_of
 from dgm_jax.processes import GaussianProcess, uniform, variance_exploding
 from dgm_jax.samplers import (
     Ancestral,
@@ -45,9 +45,9 @@ from dgm_jax.samplers import (
 )
 from dgm_jax.samplers.coordinates import CoordinateName
 from dgm_jax.samplers.reverse import Kernel
-from experiments._comparison import MixtureScores, digit_scores, excess_energy, markdown, plus_minus
+from experiments._comparison import MixtureScores, digit_scores, finish, markdown, score_tables
 from experiments._network import STAND_IN, denoisers, drawer, labels_of, levels
-from experiments._run import Run, open_run, parse, virtual_devices
+from experiments._run import Run, begin, parse
 from experiments.quickstart import PROCESS, T_MIN
 
 
@@ -70,11 +70,10 @@ class ProbabilityFlow(Kernel):
 
     def move(self, reverse, s_0, s_1, state, noise, memory):
         """One step."""
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = reverse.levels(s_0), reverse.levels(s_1)
-        ratio = alpha_t / alpha_s
-        added = (sigma_t - ratio * sigma_s) * (sigma_t + ratio * sigma_s)
+        (alpha_t, sigma_t), (alpha_s, _) = reverse.levels(s_0), reverse.levels(s_1)
+        added = posterior_of(reverse.process, reverse.time(s_0), reverse.time(s_1)).beta
         _, noise_estimate = reverse.estimates(s_0, state)
-        return (2 - ratio) * state - added / (2 * sigma_t) * noise_estimate, None
+        return (2 - alpha_t / alpha_s) * state - added / (2 * sigma_t) * noise_estimate, None
 
 
 # both end at sigma = 0.01
@@ -187,37 +186,16 @@ def tables(config: Config, run: Run) -> str:
             rows.append([predictor, *("" if cell is None else show(cell) for cell in cells)])
         return markdown(header, rows)
 
-    digits, mixture = (run.measured(f"{data}_floor", dict) for data in ("digits", "mixture"))
-    return "\n".join(
-        [
-            f"Energy distance of {config.digits} drawn digits to 500 held out, less that of as many real digits, which "
-            f"is below {digits['energy_95'] - digits['energy']:.3f} in 95 %:\n",
-            table("digits", lambda row: excess_energy(row, digits)),
-            f"Share that the classifier is sure of and right; of real digits {digits['sure_and_right']:.2f}:\n",
-            table("digits", lambda row: plus_minus(row["sure_and_right"], row["standard_error"], 2)),
-            f"Frechet distance of the classifier's answers; of real digits {digits['frechet']:.2f}, below "
-            f"{digits['frechet_95']:.2f} in 95 %:\n",
-            table("digits", lambda row: f"{row['frechet']:.2f}"),
-            "Exact denoiser of a mixture in the plane, sliced Wasserstein-2 distance, mean over seeds; of exact points "
-            f"{plus_minus(mixture['distance'], mixture['error'], 3)}:\n",
-            table("mixture", lambda row: plus_minus(row["distance"], row["error"], 3)),
-        ]
-    )
+    return score_tables(run, config.digits, table)
 
 
 def main(config: Config) -> None:
     """Compute what is missing, then show all."""
-    virtual_devices()
-    if config.smoke:
-        jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time
-    run = open_run(config)
+    run = begin(config)
     compute(config, run)
-    text = tables(config, run)
-    print(text)
-    (run.directory / "tables.md").write_text(text)
-    plot(config, run, run.directory / "score_sde_table1.png")
-    run.finish({"cells": len(run.records())})
-    print(f"Look at {run.directory}/score_sde_table1.png and tables.md")
+    scores = {"cells": len(run.records())}
+    picture = partial(plot, config, run)
+    finish(run, tables(config, run), page="tables.md", picture="score_sde_table1.png", plot=picture, scores=scores)
 
 
 def plot(config: Config, run: Run, path: Path) -> None:

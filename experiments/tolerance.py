@@ -29,17 +29,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffrax
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dgm_jax.data import unequal_mixture
 from dgm_jax.processes import karras_grid, uniform
 from dgm_jax.samplers import Samples, edm_heun, sample_ode, sample_sde
-from experiments._comparison import markdown
+from experiments._comparison import finish, markdown
 from experiments._frontier_exact import Diffused
 from experiments._network import STAND_IN, Drawn, denoisers, drawer
-from experiments._run import Run, open_run, parse, virtual_devices
+from experiments._run import Run, begin, parse
 from experiments.quickstart import PROCESS, SHAPE, T_MIN
 
 
@@ -180,19 +179,14 @@ def table(config: Config, records: list[dict[str, Any]]) -> str:
 
 def main(config: Config) -> None:
     """Compute what is missing, then show all."""
-    virtual_devices()
-    if config.smoke:
-        jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time
-    run = open_run(config)
+    run = begin(config)
     texts = []
     for data, title in (("mixture", "Exact denoiser, mixture in the plane"), ("digits", "Trained network, digits")):
         measure(data, config, run)
         texts.append(f"{title}:\n\n" + table(config, [record for record in run.records() if record["data"] == data]))
-    print("\n".join(texts))
-    (run.directory / "tables.md").write_text("\n".join(texts))
-    plot(config, run, run.directory / "tolerance.png")
-    run.finish({"solves": len(run.records())})
-    print(f"Look at {run.directory}/tolerance.png and tables.md")
+    scores = {"solves": len(run.records())}
+    picture = partial(plot, config, run)
+    finish(run, "\n".join(texts), page="tables.md", picture="tolerance.png", plot=picture, scores=scores)
 
 
 def plot(config: Config, run: Run, path: Path) -> None:

@@ -1,6 +1,6 @@
 """The conflict inside the VAE's loss: reconstructions against a posterior that matches the prior, over the weight beta.
 
-    python -m experiments.vae_conflict            # TIME minutes on 2 CPU cores
+    python -m experiments.vae_conflict            # about 6 minutes on 2 CPU cores
     python -m experiments.vae_conflict --smoke    # the same code on tiny sizes, in seconds
 
 The loss -E log p(x | z) + beta KL(q(z | x) || p(z)) pays for two things at once (survey section 2.2; Higgins et al.
@@ -17,7 +17,8 @@ samples are drawn from; large beta keeps them together and forgets x. For 7 weig
 
 Networks are two hidden layers of 200 with tanh on either side; Adam at 1e-3, batches of 100, no early stopping.
 
-EXPECTED
+Expected with 2 latents at beta = 0.125, seed 0: rate 9.6, distortion 142.1, KL(q(z) || p(z)) 2.5 +- 0.1, energy
+distance 0.068 +- 0.006 from the prior and 0.018 +- 0.006 of reconstructions. docs/vaes.md has all.
 """
 
 import math
@@ -254,7 +255,8 @@ def plot_curves(config: Config, run: Run, path: Path) -> None:
         trade.legend(frameon=False)
         divergence.set(xscale="log", xlabel="beta", ylabel="nats", title="KL(q(z) || p(z)), and information")
         divergence.set_yscale("symlog", linthresh=1.0)
-        divergence.set_ylim(bottom=0)
+        divergence.set_yticks((0, 0.5, 1, 3, 10, 30), ("0", "0.5", "1", "3", "10", "30"))
+        divergence.set_ylim(0, 60)
         distance.axhspan(floor["energy"] - (floor["energy_95"] - floor["energy"]), floor["energy_95"], color="0.88")
         distance.set(xscale="log", xlabel="beta", ylabel="energy distance", title="distance from held-out digits")
         _explain(divergence, ("KL(q(z) || p(z))", "information of x and z"))

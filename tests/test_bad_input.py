@@ -347,6 +347,54 @@ CASES = {
     "labels for logits": (lambda: minimax.discriminator(X[:, 0], jnp.ones(3, int)), "fake_logits to be floating-point"),
     "a critic of columns": (lambda: r1_penalty(lambda x: x[:, :1], X), "one real number per example"),
     "a negative target": (lambda: gradient_penalty(never, X, X, KEY, target=-1.0), "target >= 0.*-1"),
+    "a churn under a trace": (
+        lambda: jax.jit(lambda churn: edm_heun(never, VP, KEY, (3, 2), ts=TS, churn=churn))(1.0),
+        "churn that is not traced.*ChurnedHeun",
+    ),
+    "no churn at all": (lambda: edm_heun(never, VP, KEY, (3, 2), ts=TS, churn=None), "churn >= 0.*churn=None"),
+    "no eta at all": (lambda: ddim(never, VP, KEY, (3, 2), ts=TS, eta=None), r"eta in \[0, 1\].*None"),
+    "an eta for each example": (lambda: ddim(never, VP, KEY, (3, 2), ts=TS, eta=T), r"eta in \[0, 1\].*0.5"),
+    "an eta for each example under a trace": (
+        lambda: jax.jit(lambda eta: ddim(never, VP, KEY, (3, 2), ts=TS, eta=eta))(T),
+        r"eta in \[0, 1\]",
+    ),
+    "a variance by name in a kernel": (lambda: Ancestral(1.0, "beta"), r"interpolation in \[0, 1\].*beta"),
+    "a stochasticity for each example": (
+        lambda: solve_sde(never, VP, X, KEY, ts=TS, stochasticity=T),
+        "stochasticity >= 0.*0.5",
+    ),
+    "stochasticity beside an eta of 0": (
+        lambda: ddim(never, VP, KEY, (3, 2), ts=TS, stochasticity=1.0),
+        "no option stochasticity.*stochasticity=1.0",
+    ),
+    "coordinates beside DEIS's": (
+        lambda: deis(never, VP, KEY, (3, 2), ts=TS, coordinates="time"),
+        "no option coordinates.*coordinates='time'",
+    ),
+    "a solver beside DDPM's": (
+        lambda: ddpm(never, VP, KEY, (3, 2), ts=TS, solver=diffrax.Euler()),
+        "no option solver.*Euler",
+    ),
+    "a real order": (lambda: deis(never, VP, KEY, (3, 2), ts=TS, order=2.0), "order of 1, 2 or 3.*2.0"),
+    "real steps of a corrector": (lambda: Langevin(0.1, 2.0), "integer steps >= 1.*2.0"),
+    "real steps of Langevin dynamics": (
+        lambda: annealed_langevin(never, VP, KEY, (3, 2), ts=TS, epsilon=1e-3, steps=2.0),
+        "integer steps >= 1.*steps=2.0",
+    ),
+    "real slices": (lambda: sliced_score_matching(lambda x: x, X, KEY, slices=1.5), "integer slices >= 1.*slices=1.5"),
+    "half a probe": (lambda: log_likelihood(never, VP, X, KEY, ts=TS[::-1], probes=0.5), "probes >= 1, a whole number"),
+    "a continuous bound from nowhere": (
+        lambda: continuous_bound(never, VP, X, KEY, t_min=None, levels=None),
+        "t_min < t_max.*t_min=None",
+    ),
+    "fixed steps for a controller": (
+        lambda: solve_ode(never, VP, X, ts=TS, controller=diffrax.StepTo(TS)),
+        "controller that adapts.*StepTo",
+    ),
+    "steps of one size for a controller": (
+        lambda: solve_sde(never, VP, X, KEY, ts=TS, controller=diffrax.ConstantStepSize()),
+        "controller that adapts.*ConstantStepSize",
+    ),
     "shape without events or batch": (lambda: sample_ode(never, VP, KEY, (), ts=TS), "shape"),
     "grey pixels for a Bernoulli decoder": (
         lambda: bernoulli_log_likelihood(X, X + 0.5),

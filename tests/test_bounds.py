@@ -194,10 +194,10 @@ def test_the_continuous_bound_is_the_likelihood_under_the_exact_denoiser(name):
     with jax.enable_x64(True):
         x_0 = jnp.asarray(GAUSSIAN.sample(np.random.default_rng(9), n, np.float64))
         bound = jax.jit(
-            lambda x, key: continuous_bound(
+            lambda x, key, low: continuous_bound(  # the ends of the integral may be traced
                 GAUSSIAN.denoise(process), process, x, key, t_min=low, t_max=high, levels=None, draws=8
             )
-        )(x_0, jax.random.key(7))
+        )(x_0, jax.random.key(7), low)
         bound = jax.device_get(bound)
         prior, integral, reconstruction = continuous_terms(process, GAUSSIAN, low, high)
     for actual, expected in (

@@ -43,25 +43,37 @@ def test_gan_digits_smoke_and_resumption(tmp_path):
         assert again[name] == pytest.approx(row, rel=1e-4)
 
 
-def test_gan_stacked_digits_smoke(tmp_path):
-    args = ("experiments.gan_stacked_digits", "--smoke", "--run-dir", str(tmp_path))
-    first = experiment(*args)
+@pytest.fixture(scope="module")
+def stacked(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "stacked"
+    return directory, experiment("experiments.gan_stacked_digits", "--smoke", "--run-dir", str(directory))
+
+
+def test_gan_stacked_digits_smoke(stacked):
+    directory, first = stacked
     assert first.returncode == 0, first.stderr
-    check_pictures(tmp_path, {"samples.png"})
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    check_pictures(directory, {"samples.png"})
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert [row["method"] for row in rows] == list(gan_stacked_digits.SMOKE.methods)
-    scores = json.loads((tmp_path / "scores.json").read_text())
+    scores = json.loads((directory / "scores.json").read_text())
     # 1,000 draws of 1,000 equal modes meet 632 of them; the classifier errs now and then
     assert abs(scores["real"]["modes"] - 632) < 50
     assert scores["accuracy"] > 0.9
-    # as if it had been killed before the last cell: only that one is computed again
-    kept = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "metrics.jsonl").write_text(kept[0])
-    (tmp_path / "scores.json").unlink()
-    resumed = experiment(*args)
+
+
+@pytest.mark.slow
+def test_gan_stacked_digits_resumes(stacked):
+    """As if it had been killed before the last cell: only that one is computed again."""
+    directory, first = stacked
+    assert first.returncode == 0, first.stderr
+    kept = (directory / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (directory / "metrics.jsonl").write_text(kept[0])
+    (directory / "scores.json").unlink()
+    resumed = experiment("experiments.gan_stacked_digits", "--smoke", "--run-dir", str(directory))
     assert resumed.returncode == 0, resumed.stderr
-    assert f"{rows[0]['method']:16} seed" not in resumed.stdout
-    assert (tmp_path / "metrics.jsonl").read_text() == "".join(kept)
+    assert "WGAN-GP" in resumed.stdout
+    assert "PacGAN-2         seed" not in resumed.stdout
+    assert (directory / "metrics.jsonl").read_text() == "".join(kept)
 
 
 # single digits --------------------------------------------------------------------------------------------------

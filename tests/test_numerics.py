@@ -13,11 +13,16 @@ from dgm_jax.numerics import (
     divergence,
     example_keys,
     expand_to,
+    in_order,
+    is_count,
     known,
+    known_number,
     normal,
     normal_like,
     probe_traces,
+    rademacher_like,
     split,
+    sum_events,
     typed_key,
 )
 
@@ -96,6 +101,44 @@ def test_one_rademacher_probe_is_exact_for_a_diagonal_field():
     rates = jnp.array([0.5, -2.0, 3.0, 0.25])
     _, estimate = divergence(lambda x: x * rates[None], x, rademacher(5, 1, 3, 4))
     np.testing.assert_allclose(estimate, np.full(3, 1.75), rtol=1e-6)
+
+
+def test_events_are_summed_over_all_axes_but_the_first():
+    x = np.arange(24.0, dtype=np.float32).reshape(2, 3, 4)
+    np.testing.assert_array_equal(sum_events(jnp.asarray(x)), [66.0, 210.0])  # 0 + ... + 11 and 12 + ... + 23
+    np.testing.assert_array_equal(sum_events(jnp.asarray(x[:, 0, 0])), x[:, 0, 0])
+
+
+def test_directions_are_signs_of_unit_covariance_by_each_examples_key():
+    keys, x = jax.random.split(jax.random.key(2), 50), jnp.zeros((50, 3))
+    v = np.asarray(rademacher_like(keys, x, 400))
+    assert v.shape == (400, 50, 3)
+    assert set(np.unique(v)) == {-1.0, 1.0}
+    covariance = np.einsum("pni,pnj->ij", v, v) / (400 * 50)
+    np.testing.assert_allclose(covariance, np.eye(3), atol=4 / np.sqrt(400 * 50))  # 4 standard errors
+    np.testing.assert_array_equal(rademacher_like(keys[7:9], x[:2], 400), v[:, 7:9])
+
+
+def test_what_is_known_of_a_number_and_of_an_order():
+    assert [known_number(x) for x in (2, 0.5, np.float32(0.5), jnp.asarray(3))] == [2.0, 0.5, 0.5, 3.0]
+    for x in (None, "1", {}, True, 1j, np.ones(1), [1.0, 2.0]):
+        assert np.isnan(known_number(x)), x
+    assert in_order(0, 0.5, 0.5, np.inf)
+    assert not any((in_order(0, -1), in_order(0, np.nan, 1), in_order(None, 1), in_order(0, np.zeros(2))))
+
+    def traced(x):
+        assert known_number(x) is None
+        assert in_order(0, x, 1)
+        assert not in_order(1, x, 0)
+        assert not in_order(0, x[None], 1)
+        return x
+
+    jax.jit(traced)(5.0)
+
+
+def test_counts_are_whole_by_their_type():
+    assert all((is_count(1), is_count(np.int64(3)), is_count(0, 0)))
+    assert not any(map(is_count, (0, -1, 2.0, True, "2", None, np.float64(2))))
 
 
 def test_expand_to_broadcasts_from_the_left():

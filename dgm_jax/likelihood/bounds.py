@@ -127,9 +127,8 @@ def continuous_bound(
     Reference: Kingma et al. 2021, arXiv:2107.00630, eq. 11 and 17; the reconstruction is their section 3.3's.
     """
     check_levels(x_0, levels)
-    if not in_order(0, t_min, t_max, 1) or (
-        known_number(t_min) is not None and known_number(t_min) == known_number(t_max)
-    ):
+    low, high = known_number(t_min), known_number(t_max)
+    if not in_order(0, t_min, t_max, 1) or (low is not None and low == high):
         raise ValueError(f"Expected 0 <= t_min < t_max <= 1, as 0 is data and 1 is noise; got {t_min=}, {t_max=}.")
     if not is_count(draws):
         raise ValueError(f"Expected an integer draws >= 1, as an integral needs times; got {draws=}.")

@@ -65,7 +65,7 @@ def quantize(z: Data, codes: Codes) -> Quantized:
 
 def nearest_codes(z: Data, codes: Codes) -> Indices:
     """The index of the code nearest to each vector, the first of equals (eq. 1)."""
-    check_codes(z, codes)
+    _check_codes(z, codes)
     # |z - e|^2 less |z|^2, about the codes' mean, as a common offset would drown the differences in rounding
     center = codes.mean(0)
     z, codes = (jax.lax.stop_gradient(a - center.reshape((1,) * (a.ndim - 1) + (-1,))) for a in (z, codes))
@@ -127,7 +127,7 @@ def code_perplexity(indices: Indices, *, codes: int) -> Float[Array, ""]:
     return jnp.exp(jnp.sum(jax.scipy.special.entr(counts / flat.size)))
 
 
-def check_codes(z: Data, codes: Codes) -> None:
+def _check_codes(z: Data, codes: Codes) -> None:
     """Raise `ValueError` unless there are codes of the dimension of z's vectors."""
     if z.ndim < 2 or not jnp.issubdtype(z.dtype, jnp.floating):
         raise ValueError(

@@ -46,7 +46,7 @@ class Ancestral(Kernel):
         if self.interpolation is not None and known_number(self.eta) != 1:
             raise ValueError(f"Expected eta = 1 with an interpolated variance, as its mean is DDPM's; got {self.eta}.")
         share = self.interpolation
-        if share is not None and not callable(share) and not 0 <= share <= 1:
+        if share is not None and not callable(share) and not in_order(0, share, 1):
             raise ValueError(f"Expected an interpolation in [0, 1], as it is between two variances; got {share}.")
 
     def move(self, reverse, s_0, s_1, state, noise, memory):

@@ -4,7 +4,7 @@ Each calls the network once a step. In coordinates "noise" the slope is the nois
 DEIS in its rho form (Zhang & Chen 2022, arXiv:2204.13902, rhoAB-DEIS); in "data" the slope is the data estimate.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import diffrax
 import equinox as eqx
@@ -107,7 +107,7 @@ class DPMSolverPP2M(diffrax.AbstractSolver):
         """(whether no step was made, the clock and the estimate of the last step)."""
         return jnp.asarray(True), t0, jax.tree.map(jnp.zeros_like, y0)
 
-    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+    def step(self, terms, t0: Any, t1: Any, y0, args, solver_state, made_jump):
         """z + (u_1 - u_0) (D + h/(2 h_last) (D - D_last)), h = log(u_1/u_0)."""
         first, last_clock, last = solver_state
         estimate = terms.vf(t0, y0, args)
