@@ -1,6 +1,6 @@
 """Handwritten digits by a Wasserstein GAN with gradient penalty (Gulrajani et al. 2017, arXiv:1704.00028).
 
-    python -m experiments.gan_digits                   # 8 minutes on 2 CPU cores
+    python -m experiments.gan_digits                   # 4 minutes on 2 CPU cores
     python -m experiments.gan_digits --minutes 20 --run-dir runs/better
     python -m experiments.gan_digits --smoke           # the same code on tiny sizes, in seconds
 
@@ -11,6 +11,14 @@ Digits are drawn by the generator's moving average and scored against 500 digits
 circles between latents show that the generator has not learnt single points; the critic's estimate of the Wasserstein
 distance, on digits that it was trained on and on digits held out, is the paper's figure 5. It writes samples.png,
 critic.png, metrics.jsonl, scores.json, config.json and checkpoints to runs/gan_digits/. Running it again resumes.
+
+Expected after 1,500 updates of the generator, for 500 drawn digits and 500 held out (one seed, standard errors):
+
+    classifier sure, real | drawn                        0.69 +- 0.02 | 0.17 +- 0.02
+    energy distance to real digits, 95 % point | drawn   0.010 | 0.014
+    KL of the classes from the uniform law, nats         0.001 | 0.022
+    distance to the nearest of the digits trained on     4.96 | 6.32 (median; pixels in [0, 1])
+    Wasserstein distance, last 75 updates                1.36 on digits trained on, 1.23 on digits held out
 
 Deviations from the paper: three updates of the critic instead of five, batches of 32 instead of 50, a learning rate of
 1e-3 that falls to 0 by a cosine instead of 1e-4, and the moving average, all to be done in minutes.
@@ -47,7 +55,7 @@ ROWS, COLUMNS = 8, 10  # of the pictures
 class Config:
     """Train a small DCGAN on handwritten digits with WGAN-GP, draw some, and score them."""
 
-    minutes: float = 8.0  # for everything; more of them go into training
+    minutes: float = 4.0  # for everything; more of them go into training
     latent: int = 64
     generator_channels: tuple[int, ...] = (64, 32)  # at 7 x 7 and at 14 x 14 pixels
     critic_channels: tuple[int, ...] = (32, 64)
@@ -296,9 +304,11 @@ def critic_figure(records: list[dict[str, Any]], path: Any) -> None:
         for suffix, name, color in (("", "digits trained on", BLUE), ("_held_out", "digits held out", VERMILION)):
             values = np.array([record[f"discriminator_wasserstein{suffix}"] for record in records])
             mean = np.convolve(values, np.ones(window) / window, mode="valid")
-            ax.plot(steps, values, ".", color=color, alpha=0.15, markersize=2, mew=0)
+            ax.plot(steps, values, ".", color=color, alpha=0.35, markersize=2.5, mew=0)
             ax.plot(steps[window - 1 :], mean, color=color, label=name)
-        ax.set_ylim(0.0, None)
+        ax.set_yscale("log")
+        ax.set_yticks([0.5, 1, 2, 5, 10], ["0.5", "1", "2", "5", "10"])
+        ax.set_ylim(0.4, 20.0)
         ax.set_xlabel("updates of the generator")
         ax.set_ylabel("critic on data - on drawn")
         ax.legend(frameon=False)

@@ -1,16 +1,20 @@
 """How much the learning rates matter: the ring of 8 Gaussians at 25 pairs of rates, for three losses.
 
-    python -m experiments.gan_learning_rates           # TIME
+    python -m experiments.gan_learning_rates           # some 15 minutes on 2 CPU cores, most of them compiling
     python -m experiments.gan_learning_rates --smoke   # the same code on tiny sizes, in seconds
 
 Either player's Adam has a rate of its own (two time scales: Heusel et al. 2017, arXiv:1706.08500), with beta_1 = 0.5;
-2,000 steps, one update of each player in turn. Losses: non-saturating (Goodfellow et al. 2014, arXiv:1406.2661); the same
-with R1 (Mescheder et al. 2018, arXiv:1801.04406), gamma = 0.1; WGAN-GP (Gulrajani et al. 2017, arXiv:1704.00028), weight
-0.1, with one critic update where the paper has five. The maps, means over 4 seeds, show how many of 8 modes hold a point
-of high quality, and the share of such points, as in experiments/gan_mode_collapse.py. All pairs and seeds are lanes of
-one compiled program.
+2,000 steps, one update of each player in turn. Losses: non-saturating (Goodfellow et al. 2014, arXiv:1406.2661); the
+same with R1 (Mescheder et al. 2018, arXiv:1801.04406), gamma = 0.1; WGAN-GP (Gulrajani et al. 2017,
+arXiv:1704.00028), weight 0.1, with one critic update where the paper has five. The maps, means over 4 seeds, show how
+many of 8 modes hold a point of high quality, and the share of such points, as in experiments/gan_mode_collapse.py.
+All pairs and seeds are lanes of one compiled program.
 
-TABLE
+Pairs of 25 at which every seed covers all 8 modes, mean modes over all pairs, and the best high-quality share:
+
+    non-saturating        0 pairs    3.3 modes    0.72 +- 0.08 at rates 3e-3 (discriminator) and 1e-3
+    non-saturating, R1    4          5.2          0.29 +- 0.03 at 3e-3 and 3e-3
+    WGAN-GP               1          3.0          0.11 +- 0.01 at 1e-2 and 3e-3
 """
 
 from collections.abc import Callable

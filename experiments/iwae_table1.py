@@ -13,6 +13,9 @@ The 5,000 digits are too few for the paper's 3,280 epochs at falling rates: ever
 first 4,000 with a rate that falls to 0 as a cosine, and keeps the parameters of its best bound with 50 draws on 500
 others, looked at every `every` epochs. That bound is the same for all, so that none is favoured. Beside the standard
 error over test digits stands that of the difference to k = 1 digit by digit, which is what a comparison needs.
+
+Expected, seed 0: a negative log-likelihood of 116.6 nats and 47 active units for k = 1, 107.6 and 18 for the VAE with
+k = 5, 107.0 and 45 for the IWAE with k = 5.
 """
 
 import math

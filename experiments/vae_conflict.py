@@ -57,6 +57,9 @@ from experiments._vae import (
 PICTURES = ("rate_distortion.png", "aggregate.png")
 
 
+LABEL = {"boxstyle": "circle,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.7}
+
+
 @dataclass(frozen=True)
 class Config:
     """Every beta with few and with more latents."""
@@ -289,12 +292,15 @@ def plot_aggregate(config: Config, found: dict[tuple[int, float], PyTree], data:
     kls = {row["beta"]: row["aggregate_kl"] for row in run.records() if row["latents"] == few}
     labels = data.known.labels
     with matplotlib.rc_context(STYLE):
-        fig = figure(8.4, 8.2)
-        axes = fig.subplots(3, len(config.pictured), height_ratios=(1.6, 1, 1))
+        fig = figure(8.4, 6.0)
+        axes = fig.subplots(3, len(config.pictured), height_ratios=(2.5, 1.1, 1.1))
         for column, beta in zip(axes.T, config.pictured, strict=True):
             mean, log_std = dense(config.widths, few).encode(found[few, beta], data.known.binary())
             z = np.asarray(mean + jnp.exp(log_std) * jax.random.normal(jax.random.key(3), mean.shape))
             column[0].scatter(*z.T, c=labels, s=3, cmap="tab10", linewidths=0, rasterized=True)
+            for label in np.unique(labels):  # ten colours are too many to tell apart
+                at = np.median(z[labels == label], axis=0)
+                column[0].text(*at, str(label), ha="center", va="center", fontsize=9, weight="bold", bbox=LABEL)
             for radius in (1, 2, 3):
                 column[0].add_patch(Circle((0, 0), radius, fill=False, color="black", lw=0.8))
             reach = max(3.2, float(np.quantile(np.abs(z), 0.999)))
