@@ -152,7 +152,7 @@ def check_data(x: Data, name: str) -> None:
         raise ValueError(f"Expected {name} to hold at least one value, as nothing is learnt from none; got {x.shape}.")
     if x.ndim < 1 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
-            f"Expected {name} to be a floating-point batch [batch, *event], as noise is added to it (images in "
+            f"Expected {name} to be a floating-point batch [batch, *event], as it is computed with (images in "
             f"uint8: dgm_jax.data.to_unit); got shape {x.shape}, dtype {x.dtype}."
         )
     values = known(x)

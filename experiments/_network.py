@@ -68,8 +68,7 @@ def drawer(
         sample: (denoise, process, key, shape, **options), as the samplers are; options are arrays.
     """
 
-    def program(shared: Any, keys: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-        _, options = shared
+    def program(options: dict[str, Any], keys: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
         denoise = jax.jit(network(labels))  # traced once, though diffrax asks three times
         if process is not PROCESS:
             denoise = seen_through(denoise, PROCESS, process)
@@ -81,8 +80,7 @@ def drawer(
 
     def draw(options: dict[str, Any], n: int, seed: int) -> Drawn:
         keys = jax.random.split(jax.random.key(seed), n)
-        # jax.pmap mistakes its axes where the first argument has no array
-        found = jax.tree.map(np.asarray, mapped((np.zeros(()), options), keys, labels_of(n)))
+        found = jax.tree.map(np.asarray, mapped(options, keys, labels_of(n)))
         return Drawn(found["x"], round(float(found["evaluations"].mean())), bool(found["succeeded"].all()))
 
     return draw

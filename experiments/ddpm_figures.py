@@ -94,7 +94,7 @@ def send(config: Config) -> dict[str, np.ndarray]:
 
     keys = jax.random.split(jax.random.key(config.seed), config.sent)
     images, labels = digits["image"][order], digits["label"].reshape(-1)[order]
-    found = jax.tree.map(np.asarray, pmap_sampler(program)(np.zeros(()), keys, images, labels))
+    found = jax.tree.map(np.asarray, pmap_sampler(program)({}, keys, images, labels))
     # of_data^2/(2 posterior) |x_0 - D|^2 is a term; 127.5 levels are a unit
     kernel = posterior_of(chain, jnp.asarray(ts[:-2]), jnp.asarray(ts[1:-1]))
     weight = np.asarray(kernel.of_data**2 / (2 * kernel.posterior))
@@ -119,7 +119,7 @@ def draw(config: Config) -> np.ndarray:
         return jnp.moveaxis(jnp.concatenate([estimates, found.x[None]]), 1, 0)
 
     keys = jax.random.split(jax.random.key(config.seed + 1), config.drawn)
-    return np.asarray(pmap_sampler(program)(np.zeros(()), keys, labels_of(config.drawn)))
+    return np.asarray(pmap_sampler(program)({}, keys, labels_of(config.drawn)))
 
 
 def shown_steps(chain: int) -> np.ndarray:

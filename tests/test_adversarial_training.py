@@ -20,7 +20,9 @@ from dgm_jax.training import (
     with_example_keys,
 )
 from dgm_jax.training.parallel import (
+    AXIS,
     data_mesh,
+    mean_gradients,
     mean_over_devices,
     mesh_adversarial_step,
     mesh_replicate,
@@ -239,6 +241,17 @@ def test_pmap_mesh_and_one_device_play_alike(unroll):
     assert np.abs(state.params.generator["out"] - fresh().params.generator["out"]).max() > 0.01  # it did train
 
 
+@pytest.mark.parametrize("make", [make_simultaneous_step, make_extragradient_step])
+def test_steps_at_once_are_the_same_on_eight_devices(make):
+    one = jax.jit(make(Players(*map(with_example_keys, GAN)), MOMENTUM, ema_decay=0.9))
+    shared = jax.pmap(make(GAN, MOMENTUM, ema_decay=0.9, gradients_of=mean_gradients), axis_name=AXIS)
+    state, stacked = fresh(), replicate(fresh())
+    for n in range(2):
+        state, _ = one(state, data(n))
+        stacked, _ = shared(stacked, shard(data(n)))
+    assert_close(unreplicate(stacked), state, 1e-5)
+
+
 def test_seeds_under_vmap_are_a_python_loop_over_seeds():
     step = make_adversarial_step(Players(*map(with_example_keys, GAN)), MOMENTUM, critic_steps=2, ema_decay=0.9)
     states = [fresh(seed) for seed in range(3)]
@@ -265,6 +278,13 @@ def test_the_loop_trains_saves_and_resumes_both_players(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state.ema, whole.ema)
 
 
+CLASH = GAME._replace(generator=lambda *args: (bilinear(*args), {"discriminator_loss": 0.0}))
+
+
+def clashing(step):
+    return step(start(), BATCH)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -274,8 +294,12 @@ def test_the_loop_trains_saves_and_resumes_both_players(tmp_path):
         (lambda: make_extragradient_step(GAME, SGD, ema_decay=2.0), "ema_decay < 1"),
         (lambda: make_adversarial_step(GAME, SGD, critic_steps=3, ema_decay=0.0)(start(), BATCH), "divisible by"),
         (lambda: unrolled(GAME, optax.sgd(0.1), steps=-1), "steps >= 0"),
-        (lambda: clip_weights(0.0), "limit > 0"),
-        (lambda: clip_weights(float("nan")), "limit > 0"),
+        (lambda: clip_weights(0.0), "limit < inf"),
+        (lambda: clip_weights(float("nan")), "limit < inf"),
+        (lambda: clip_weights(float("inf")), "limit < inf"),
+        (lambda: clip_weights(0.1).update(jnp.ones(2), optax.EmptyState()), "Expected params"),
+        (lambda: clashing(make_simultaneous_step(CLASH, SGD, ema_decay=0.0)), "discriminator's are"),
+        (lambda: clashing(make_adversarial_step(CLASH, SGD, critic_steps=1, ema_decay=0.0)), "discriminator's are"),
         (lambda: pack(jnp.ones((4, 2)), degree=3), "divisible by degree"),
         (lambda: pack(jnp.ones((4, 2)), degree=0), "degree >= 1"),
         (lambda: pack(jnp.ones(4), degree=2), "batch, ..., channels"),

@@ -20,6 +20,20 @@ from dgm_jax.losses import (
 RNG = np.random.default_rng(0)
 
 
+def test_classes_beyond_the_range_of_their_integers():
+    """A uniform law over 256 classes gives each pixel 1/256, in uint8 too, where 256 itself is 0."""
+    x = jnp.asarray([[0, 255]], jnp.uint8)
+    found = categorical_log_likelihood(jnp.zeros((1, 2, 256)), x)
+    np.testing.assert_allclose(found, [-2 * np.log(256)], rtol=1e-6)
+
+
+def test_data_that_are_not_binary_have_no_gradient_under_jit():
+    traced = jax.jit(jax.grad(lambda v, x: bernoulli_log_likelihood(v, x).sum()))
+    found = traced(jnp.zeros((1, 2)), jnp.array([[0.5, 1.0]]))
+    assert np.isnan(found[0, 0])
+    assert found[0, 1] == 0.5
+
+
 def test_bernoulli_is_scipys_and_sums_to_one_over_all_images():
     """Over the 2^6 images of 2 x 3 pixels."""
     logits = RNG.standard_normal((2, 3)) * 3

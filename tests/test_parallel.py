@@ -301,6 +301,17 @@ def test_samplers_take_params_from_training_and_outputs_of_any_tree():
         assert_close(drawn, alone, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("empty", [{}, None])
+def test_params_may_hold_no_array(empty):
+    """As many leaves as arguments, two, is where jax.pmap would take the axes of arguments for those of leaves."""
+
+    def draw(params, keys, shift):
+        return jax.vmap(jax.random.normal)(keys) + shift
+
+    keys, shift = jax.random.split(jax.random.key(1), 8), jnp.arange(8.0)
+    np.testing.assert_array_equal(pmap_sampler(draw)(empty, keys, shift), jax.jit(draw)(empty, keys, shift))
+
+
 def test_samplers_are_traced_once():
     traces = []
 

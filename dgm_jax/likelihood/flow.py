@@ -65,7 +65,7 @@ def log_likelihood(
     """
     if probes is not None and (key is None or not is_count(probes)):
         raise ValueError(
-            f"Expected a key and a whole number probes >= 1, as Hutchinson's estimate is random; got {key=}, {probes=}."
+            f"Expected a key and probes >= 1, a whole number, as Hutchinson's probes are random; got {key=}, {probes=}."
         )
     nats, _, _ = _solve(denoise, process, x_0, key, ts=ts, probes=probes, solver=solver, controller=controller)
     return nats.mean(1)

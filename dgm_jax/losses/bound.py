@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dgm_jax.numerics import check_data, check_like, check_times, expand_to, known, sum_events
+from dgm_jax.numerics import check_data, check_like, check_times, expand_to, is_count, known, sum_events
 from dgm_jax.parameterizations.posterior import ReverseVariance, check_variance, posterior_of, reverse_variance
 from dgm_jax.processes.gaussian import GaussianProcess
 from dgm_jax.typing import Data, Denoiser, PerExample
@@ -111,8 +111,8 @@ def check_levels(x_0: Data, levels: int | None, name: str = "x_0") -> None:
     check_data(x_0, name)
     if levels is None:
         return
-    if not levels > 1:
-        raise ValueError(f"Expected levels > 1, as something must be coded; got {levels=}.")
+    if not is_count(levels, 2):
+        raise ValueError(f"Expected a whole number levels > 1, as something must be coded; got {levels=}.")
     values = known(x_0)
     if values is None:
         return

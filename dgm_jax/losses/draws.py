@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from dgm_jax.numerics import check_data, example_keys
+from dgm_jax.numerics import check_data, example_keys, is_count
 from dgm_jax.typing import Data, Keys, PerExample
 
 Observed = Shaped[Array, " batch *event"]  # data of any kind: real, integer (classes), binary
@@ -27,7 +27,7 @@ def draw_samples(
     draw: Draw, x: Observed, key: Keys, *, samples: int
 ) -> tuple[Float[Array, "samples batch *latent"], Float[Array, "samples batch"]]:
     """`samples` draws for each example and their log-densities; an example's draws depend on its own key alone."""
-    if not isinstance(samples, int) or samples < 1:
+    if not is_count(samples):
         raise ValueError(f"Expected an integer samples >= 1, as a mean is taken over them; got {samples=}.")
     check_observed(x)
     keys = jax.vmap(lambda k: jax.random.split(k, samples))(example_keys(key, len(x)))

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from dgm_jax.numerics import check_data, example_keys, expand_to
+from dgm_jax.numerics import check_data, example_keys, expand_to, known_number, sum_events
 from dgm_jax.typing import Data, Keys, PerExample
 
 Critic = Callable[[Data], PerExample]
@@ -51,13 +51,13 @@ def r2_penalty(critic: Critic, fake: Data) -> PerExample:
 
 
 def zero_centred_penalty(critic: Critic, real: Data, fake: Data) -> PerExample:
-    """R1 + R2 of each pair, without gamma/2 (Roth et al. 2017, arXiv:1705.09367; Mescheder et al. 2018)."""
+    """R1 + R2 of each pair, without gamma/2 (Mescheder et al. 2018, arXiv:1801.04406, eq. 9 and 10)."""
     _check_pairs(real, fake)
     return r1_penalty(critic, real) + r2_penalty(critic, fake)
 
 
 def _squared_norm(critic: Critic, x: Data) -> PerExample:
-    check_data(x, "the critic's input")
+    check_data(x, "input of the critic")
 
     def total(x: Data) -> jax.Array:
         logits = critic(x)
@@ -68,7 +68,7 @@ def _squared_norm(critic: Critic, x: Data) -> PerExample:
             )
         return logits.sum()
 
-    return jnp.sum(jax.grad(total)(x) ** 2, axis=tuple(range(1, x.ndim)))
+    return sum_events(jax.grad(total)(x) ** 2)
 
 
 def _norm(critic: Critic, x: Data) -> PerExample:
@@ -96,5 +96,6 @@ def _check_pairs(real: Data, fake: Data) -> None:
 
 
 def _check_target(target: float) -> None:
-    if not 0 <= target < float("inf"):
+    value = known_number(target)
+    if value is not None and not 0 <= value < float("inf"):
         raise ValueError(f"Expected a finite target >= 0, as a norm is; got {target=}.")

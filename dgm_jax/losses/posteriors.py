@@ -51,7 +51,7 @@ def full_covariance_posterior(encode: FullEncoder) -> Draw:
 
     def draw(x: Observed, key: Keys) -> tuple[Latents, PerExample]:
         check_observed(x)
-        mean, entries = encode(x)
+        mean, entries = _check_full(encode(x), x)
         noise, latent = normal_like(key, mean), mean.shape[-1]
         z = mean + jnp.einsum("bij,bj->bi", cholesky_factor(entries, latent), noise)
         return z, _log_normal(noise) - entries[:, :latent].sum(1)
@@ -63,7 +63,7 @@ def full_covariance_log_density(encode: FullEncoder) -> LogDensity:
     """The log-density of `full_covariance_posterior` at any z, by a triangular solve."""
 
     def log_q(x: Observed, z: Latents) -> PerExample:
-        mean, entries = encode(x)
+        mean, entries = _check_full(encode(x), x)
         latent = mean.shape[-1]
         factor = cholesky_factor(entries, latent)
         noise = jax.scipy.linalg.solve_triangular(factor, (z - mean)[..., None], lower=True)[..., 0]
@@ -109,6 +109,17 @@ def flow_log_density(
         return base(x, z) + gained
 
     return log_q
+
+
+def _check_full(pair: tuple[Latents, Entries], x: Observed) -> tuple[Latents, Entries]:
+    """A full encoder's (mean, entries), or `ValueError` unless both have a row for each example."""
+    mean, entries = pair
+    if mean.ndim != 2 or len(mean) != len(x) or len(entries) != len(x):
+        raise ValueError(
+            f"Expected the encoder's mean ({len(x)}, latent) and entries ({len(x)}, latent (latent + 1)/2), as each "
+            f"example has both; got {mean.shape} and {entries.shape}."
+        )
+    return mean, entries
 
 
 def _log_normal(noise: Latents) -> PerExample:

@@ -40,6 +40,8 @@ class InstanceNorm(nn.Module):
     def __call__(self, x: Images) -> Images:
         """`x` normalised, in its own shape and dtype."""
         channels = x.shape[-1]
+        if x.shape[1] * x.shape[2] < 2:
+            raise ValueError(f"Expected two or more pixels, as one less its own mean is zero; got images {x.shape}.")
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         return group_norm(x, scale, bias, channels, epsilon=self.epsilon)
@@ -70,6 +72,8 @@ class DCGANGenerator(nn.Module):
     def __call__(self, z: Latents) -> Float[Array, "batch height width channels"]:
         """The generated images."""
         check_latents(z)
+        if len(self.event_shape) != 3:
+            raise ValueError(f"Expected event_shape (height, width, channels), as images have; got {self.event_shape}.")
         factor = _factor(self.channels)
         check_widths(self.channels, *self.event_shape)
         check_divisible(self.event_shape[:2], factor, "each entry of channels is followed by a doubling")

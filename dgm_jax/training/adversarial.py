@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from dgm_jax.numerics import split, typed_key
+from dgm_jax.numerics import is_count, split, typed_key
 from dgm_jax.training.state import TrainState
 from dgm_jax.training.step import (
     Decay,
@@ -76,7 +76,7 @@ def make_adversarial_step(
         the discriminator's under `discriminator_...`.
     """
     check_decay(ema_decay)
-    if not isinstance(critic_steps, int) or critic_steps < 1:
+    if not is_count(critic_steps):
         raise ValueError(f"Expected an integer critic_steps >= 1, as it counts updates; got {critic_steps=}.")
 
     def step(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
@@ -94,7 +94,7 @@ def make_adversarial_step(
             part = jax.tree.map(lambda leaf, j=min(turn, critic_steps - 1): leaf[j::critic_steps], batch)
             gradients, found = _gradients(losses, name, players, part, key, gradients_of)
             players, opt_state = _move(optimizers, name, gradients, opt_state, players)
-            metrics |= found
+            metrics = _joined(metrics, found) if last else found
         return _moved(state, players, opt_state, ema_decay), metrics
 
     return step
@@ -154,7 +154,7 @@ def unrolled(
 
     Reference: Metz et al. 2017, arXiv:1611.02163, eq. 7 to 10.
     """
-    if not isinstance(steps, int) or steps < 0:
+    if not is_count(steps, 0):
         raise ValueError(f"Expected an integer steps >= 0, as it counts updates; got {steps=}.")
 
     def generator_loss(players: Players, batch: PyTree, key: Keys) -> Any:
@@ -176,7 +176,7 @@ def pack(x: Data, *, degree: int) -> Float[Array, " groups *packed"]:
 
     Reference: Lin et al. 2018, arXiv:1712.04086.
     """
-    if not isinstance(degree, int) or degree < 1 or x.ndim < 2 or len(x) % degree:
+    if not is_count(degree) or x.ndim < 2 or len(x) % degree:
         raise ValueError(
             f"Expected a batch [batch, ..., channels] divisible by degree >= 1, as groups of examples are joined; got "
             f"{x.shape=}, {degree=}."
@@ -187,13 +187,18 @@ def pack(x: Data, *, degree: int) -> Float[Array, " groups *packed"]:
 
 def clip_weights(limit: float) -> optax.GradientTransformation:
     """The last link of an optax chain: parameters stay in [-limit, limit] (WGAN, arXiv:1701.07875, algorithm 1)."""
-    if not limit > 0:
-        raise ValueError(f"Expected limit > 0, as parameters of zero learn nothing; got {limit=}.")
+    if not 0 < limit < float("inf"):
+        raise ValueError(f"Expected 0 < limit < inf, as weights are held within it; got {limit=}.")
 
     def clipped(update: Float[Array, "..."], param: Float[Array, "..."]) -> Float[Array, "..."]:
         return jnp.clip(param + update, -limit, limit) - param
 
-    return optax.stateless(lambda updates, params: jax.tree.map(clipped, updates, params))
+    def clip(updates: PyTree, params: PyTree) -> PyTree:
+        if params is None:
+            raise ValueError("Expected params in update(updates, state, params), as they are clipped; got None.")
+        return jax.tree.map(clipped, updates, params)
+
+    return optax.stateless(clip)
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -225,7 +230,13 @@ def _field(
         _gradients(losses, name, players, batch, own, gradients_of)
         for name, own in zip(Players._fields, jax.random.split(key), strict=True)
     ]
-    return Players(*(gradients for gradients, _ in found)), {**found[0][1], **found[1][1]}
+    return Players(*(gradients for gradients, _ in found)), _joined(found[0][1], found[1][1])
+
+
+def _joined(discriminator: Metrics, generator: Metrics) -> Metrics:
+    if taken := sorted(discriminator.keys() & generator.keys()):
+        raise ValueError(f"Expected other names for the generator's metrics, as the discriminator's are {taken}.")
+    return discriminator | generator
 
 
 def _move(

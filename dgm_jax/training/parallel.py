@@ -132,10 +132,13 @@ def pmap_sampler(sampler: Sampler, devices: Devices | None = None, *, out_axes: 
         (say, counts of evaluations), which come back as `[devices]`, as each device has its own.
     """
     devices = jax.local_devices() if devices is None else _local(devices)
-    mapped = jax.pmap(_on_one_device(sampler, out_axes), axis_name=AXIS, devices=devices, in_axes=(None, 0))
+    one_device = _on_one_device(sampler, out_axes)
+    # One argument, as jax.pmap takes flat axes for those of leaves where there are as many leaves as arguments, which
+    # params without arrays and two arrays beside them are.
+    mapped = jax.pmap(lambda both: one_device(*both), axis_name=AXIS, devices=devices, in_axes=((None, 0),))
 
     def sample(params: PyTree, keys: Keys, *rest: Array | np.ndarray) -> PyTree:
-        out = mapped(params, shard((typed_key(keys), *rest), devices))
+        out = mapped((params, shard((typed_key(keys), *rest), devices)))
         joined = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
         return _restore_axes(joined, out_axes)
 
