@@ -56,6 +56,13 @@ class Run:
         """Whether the run has written its scores, which it does last."""
         return (self.directory / "scores.json").exists()
 
+    def said_done(self, *pictures: str) -> bool:
+        """Whether the run is done; if so, it is said where to look."""
+        if self.done:
+            names = " and ".join(str(self.directory / name) for name in pictures)
+            print(f"{self.directory} is done: look at {names}. To begin anew: --fresh.")
+        return self.done
+
     def measured(self, name: str, measure: Callable[[], Any]) -> Any:
         """A number that was measured when the run began, such as how many steps fit: stored, and read on resumption."""
         saved = _read(self.directory)
@@ -112,9 +119,9 @@ def open_run(config: Any) -> Run:
     return Run(directory)
 
 
-def begin(config: Any) -> Run:
-    """`open_run` on one virtual device a core, with short compilations where `config.smoke`."""
-    virtual_devices()
+def begin(config: Any, *, devices: int = 8) -> Run:
+    """`open_run` on one virtual device a core, at most `devices`, with short compilations where `config.smoke`."""
+    virtual_devices(devices)
     if config.smoke:
         jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time
     return open_run(config)

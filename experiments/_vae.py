@@ -4,8 +4,8 @@ Digits are binary: each pixel is drawn with its grey level as probability (Salak
 every epoch anew, as Burda et al. 2016 (arXiv:1509.00519) do; digits that score are drawn once, from a fixed key.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -114,18 +114,28 @@ def make_epoch(loss_fn: Callable[..., Any], optimizer: optax.GradientTransformat
 
 
 def epochs(
-    epoch: Epoch, optimizer: optax.GradientTransformation, params: PyTree, grey: Images, key: Array, *given: Any
-) -> Iterator[tuple[int, PyTree, float]]:
-    """(number, parameters, mean loss) after each epoch, without end."""
+    epoch: Epoch,
+    optimizer: optax.GradientTransformation,
+    params: PyTree,
+    grey: Images,
+    key: Array,
+    *given: Any,
+    count: int,
+) -> Iterator[tuple[int, PyTree]]:
+    """(number, parameters) after each of `count` epochs."""
     key_state, key_data = jax.random.split(key)
-    state, number = init_state(params, optimizer, key_state), 0
-    while True:
-        state, metrics = epoch(state, grey, jax.random.fold_in(key_data, number), *given)
-        number += 1
+    state = init_state(params, optimizer, key_state)
+    for number in range(1, count + 1):
+        state, metrics = epoch(state, grey, jax.random.fold_in(key_data, number - 1), *given)
         loss = float(metrics["loss"])
         if not np.isfinite(loss):
             raise FloatingPointError(f"The loss of epoch {number} is {loss}.")
-        yield number, state.params, loss
+        yield number, state.params
+
+
+def trained(*args: Any, count: int) -> PyTree:
+    """The parameters after the last of `epochs`, of the same arguments."""
+    return deque((params for _, params in epochs(*args, count=count)), maxlen=1).pop()
 
 
 def kept(run: Run, name: str, train: Callable[[], PyTree]) -> PyTree:
@@ -188,20 +198,6 @@ def show_images(ax: Any, x: Images | np.ndarray, columns: int, title: str = "") 
     ax.imshow(tiled(np.asarray(x), columns), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     ax.set_title(title)
     ax.axis("off")
-
-
-def smoke_compilation(smoke: bool) -> None:
-    """In a smoke run compiling is most of the time."""
-    if smoke:
-        jax.config.update("jax_disable_most_optimizations", True)
-
-
-def said_done(run: Run, pictures: Iterable[str]) -> bool:
-    """Whether the run is done; if so, it is said where to look."""
-    if run.done:
-        names = " and ".join(str(Path(run.directory) / name) for name in pictures)
-        print(f"{run.directory} is done: look at {names}. To begin anew: --fresh.")
-    return run.done
 
 
 @jax.jit

@@ -46,7 +46,7 @@ from dgm_jax.losses.quantization import (
 from dgm_jax.losses.variational import gaussian_elbo
 from dgm_jax.training import init_state, make_step
 from experiments._comparison import markdown, plus_minus
-from experiments._run import Run, open_run, parse
+from experiments._run import Run, begin, parse
 from experiments._vae import (
     Autoencoder,
     Images,
@@ -54,12 +54,10 @@ from experiments._vae import (
     binarize,
     dense,
     draw_bits,
-    epochs,
     kept,
     make_epoch,
-    said_done,
-    smoke_compilation,
     three_sets,
+    trained,
 )
 
 MODELS = ("autoencoder", "VAE", "VQ-VAE")
@@ -133,8 +131,8 @@ def train(config: Config, name: str, data: Sets) -> PyTree:
     optimizer = optax.adam(config.rate)
     epoch = make_epoch(loss_of(config, name), optimizer, batch=config.batch)
     key_init, key_train = jax.random.split(jax.random.key(config.seed))
-    made = epochs(epoch, optimizer, network(config, name).init(key_init), data.known.grey, key_train)
-    return next(params for number, params, _ in made if number == config.epochs)
+    params = network(config, name).init(key_init)
+    return trained(epoch, optimizer, params, data.known.grey, key_train, count=config.epochs)
 
 
 def quantized(config: Config, params: PyTree, x: Images, codes: Float[Array, "codes dim"]) -> tuple[Array, Quantized]:
@@ -271,9 +269,8 @@ def table(config: Config, rows: dict[str, Any], floor: dict[str, float]) -> str:
 
 def main(config: Config) -> None:
     """Train, score and plot."""
-    smoke_compilation(config.smoke)
-    run = open_run(config)
-    if said_done(run, ("autoencoder.png",)):
+    run = begin(config, devices=1)
+    if run.said_done("autoencoder.png"):
         return
     data = three_sets(config.train, config.drawn)
     rows, pictures = compute(config, run, data)

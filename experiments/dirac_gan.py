@@ -255,8 +255,7 @@ def main(config: Config) -> None:
     """Play every game with every step, compare the eigenvalues, and draw."""
     run = open_run(config)
     picture = run.directory / "dirac_gan.png"
-    if run.done:
-        print(f"{run.directory} is done: look at {picture}. To begin anew: --fresh.")
+    if run.said_done(picture.name):
         return
     run.forget_after(-1)
     table, paths = methods(config), {}

@@ -39,12 +39,13 @@ from dgm_jax.data import batches, from_unit, load, source, to_unit
 from dgm_jax.losses import gradient_penalty, wasserstein
 from dgm_jax.networks import DCGANCritic, DCGANGenerator, layer_norm
 from dgm_jax.numerics import split
-from dgm_jax.training import Checkpoints, Players, TrainState, ema_warmup, init_adversarial_state, train
-from dgm_jax.training.parallel import pmap_adversarial_step, pmap_sampler, replicate, shard, unreplicate
+from dgm_jax.training import Players, TrainState, ema_warmup, init_adversarial_state
+from dgm_jax.training.parallel import pmap_adversarial_step, pmap_sampler, shard
 from experiments._budget import steps_that_fit, warmup_cosine
 from experiments._digits import certainty, energy_distance, fit_classifier, flat, noise_floor
 from experiments._modes import reverse_kl
-from experiments._run import Run, open_run, parse, progress, virtual_devices
+from experiments._run import Run, open_run, parse, virtual_devices
+from experiments._training import train_on_devices
 
 BEGUN = time.monotonic()
 SHAPE = (28, 28, 1)
@@ -162,29 +163,8 @@ def train_networks(config: Config, run: Run, held_out: np.ndarray) -> TrainState
 
     steps = config.steps or run.measured("steps", fitting)
     digits = batches(source("mnist5k", "train"), config.critic_steps * config.batch, seed=config.seed)
-    with Checkpoints(run.directory / "checkpoints", keep=2) as checkpoints:
-        start = checkpoints.latest() or 0
-        run.forget_after(start)
-        if start:
-            print(f"Resumed at step {start} of {steps}.")
-        with progress(steps, start=start) as report:
-
-            def on_metrics(step: int, metrics: dict[str, Any]) -> None:
-                run.log(step=step, **{name: float(value) for name, value in metrics.items()})
-                report(step, float(metrics["discriminator_loss"]))
-
-            return train(
-                lambda state, batch: device_step(state, shard(batch)),
-                init_adversarial_state(params, optimizers(steps), keys[2]),
-                digits,
-                steps=steps,
-                checkpoints=checkpoints,
-                save_every=max(steps // 4, 1),
-                log_every=5,
-                on_metrics=on_metrics,
-                place=replicate,
-                fetch=unreplicate,
-            )
+    state = init_adversarial_state(params, optimizers(steps), keys[2])
+    return train_on_devices(run, device_step, state, digits, steps=steps, shown="discriminator_loss")
 
 
 # sampling and scores --------------------------------------------------------------------------------------------
@@ -250,8 +230,7 @@ def main(config: Config) -> None:
     """Train, draw, score, and show."""
     virtual_devices()
     run = open_run(config)
-    if run.done:
-        print(f"{run.directory} is done: look at {run.directory}/samples.png. Another run: --run-dir, or --fresh.")
+    if run.said_done("samples.png"):
         return
     known, held_out = load(source("mnist5k", "train")), load(source("mnist5k", "test"))
     state = train_networks(config, run, held_out["image"])

@@ -185,8 +185,7 @@ def main(config: Config) -> None:
     """Train all critics, compare with the closed forms, and draw."""
     run = open_run(config)
     picture = run.directory / "gan_distances.png"
-    if run.done:
-        print(f"{run.directory} is done: look at {picture}. To begin anew: --fresh.")
+    if run.said_done(picture.name):
         return
     run.forget_after(-1)
     thetas = np.linspace(-1, 1, config.thetas)

@@ -115,8 +115,7 @@ def main(config: Config) -> None:
     virtual_devices()
     run = open_run(config)
     picture = run.directory / "gan_learning_rates.png"
-    if run.done:
-        print(f"{run.directory} is done: look at {picture}. To begin anew: --fresh.")
+    if run.said_done(picture.name):
         return
     for name in games(config):
         if name not in {record["loss"] for record in run.records()}:

@@ -207,8 +207,7 @@ def main(config: Config) -> None:
     virtual_devices()
     run = open_run(config)
     picture = run.directory / "gan_mode_collapse.png"
-    if run.done:
-        print(f"{run.directory} is done: look at {picture}. To begin anew: --fresh.")
+    if run.said_done(picture.name):
         return
     names = [*chosen(config), EXACT]
     done = {(record["data"], record["method"]) for record in run.records()}

@@ -235,8 +235,7 @@ def main(config: Config) -> None:
     """Train, freeze, train against, measure, and draw."""
     run = open_run(config)
     picture = run.directory / "gan_perfect_discriminator.png"
-    if run.done:
-        print(f"{run.directory} is done: look at {picture}. To begin anew: --fresh.")
+    if run.said_done(picture.name):
         return
     run.forget_after(-1)
     nets = networks(config)

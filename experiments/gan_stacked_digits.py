@@ -313,8 +313,7 @@ def main(config: Config) -> None:
     if unknown:
         raise SystemExit(f"Expected methods among {sorted(METHODS)}, as these are defined; got {unknown}.")
     run = open_run(config)
-    if run.done:
-        print(f"{run.directory} is done: look at {run.directory}/samples.png. Another run: --run-dir, or --fresh.")
+    if run.said_done("samples.png"):
         return
     known, held_out = load(source("mnist5k", "train")), load(source("mnist5k", "test"))
     count = Counter(known)

@@ -35,7 +35,7 @@ from dgm_jax.losses.posteriors import diagonal_log_density, diagonal_posterior
 from dgm_jax.losses.priors import standard_normal
 from dgm_jax.losses.variational import dreg_bound, gaussian_elbo, iwae_bound
 from experiments._comparison import markdown, plus_minus
-from experiments._run import Run, open_run, parse
+from experiments._run import Run, begin, parse
 from experiments._vae import (
     Autoencoder,
     Images,
@@ -43,8 +43,6 @@ from experiments._vae import (
     digits,
     epochs,
     make_epoch,
-    said_done,
-    smoke_compilation,
 )
 
 PerDigit = Float[Array, " batch"]
@@ -141,14 +139,12 @@ def train(config: Config, model: Autoencoder, objective: Bound, draws: int) -> t
     known, watched = digits(f"train[:{config.train}]"), digits("train[4000:]").binary()
     key_init, key_train, key_look = jax.random.split(jax.random.key(config.seed), 3)
     best, seen, initial = None, [], model.init(key_init)
-    for number, params, _ in epochs(epoch, optimizer, initial, known.grey, key_train):
+    for number, params in epochs(epoch, optimizer, initial, known.grey, key_train, count=config.epochs):
         if number % config.every == 0:
             seen.append((number, float(look(params, watched, key_look))))
             if best is None or seen[-1][1] > max(value for _, value in seen[:-1]):
                 best = params
-        if number == config.epochs:
-            return best, seen
-    raise AssertionError("epochs do not end")
+    return best, seen
 
 
 def score(config: Config, model: Autoencoder, params: PyTree) -> dict[str, Any]:
@@ -206,9 +202,8 @@ def table(records: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
 
 def main(config: Config) -> None:
     """Train, score, print and plot."""
-    smoke_compilation(config.smoke)
-    run = open_run(config)
-    if said_done(run, ("iwae_table1.png", "table.md")):
+    run = begin(config, devices=1)
+    if run.said_done("iwae_table1.png", "table.md"):
         return
     compute(config, run)
     text, scores = table(run.records())

@@ -166,8 +166,7 @@ def main(config: Config) -> None:
     """Train, draw, score and plot."""
     run = open_run(config)
     picture = run.directory / "ncsn_toy.png"
-    if run.done:
-        print(f"{run.directory} is done: look at {picture}. To begin anew: --fresh.")
+    if run.said_done(picture.name):
         return
     key_train, key_draw = jax.random.split(jax.random.key(config.seed))
     params = train(config, key_train)

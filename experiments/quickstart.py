@@ -36,12 +36,13 @@ from dgm_jax.numerics import split
 from dgm_jax.parameterizations import as_denoiser, error_ratio
 from dgm_jax.processes import karras_grid, log_normal, log_snr_grid, variance_preserving
 from dgm_jax.samplers import sample_ode, sample_sde
-from dgm_jax.training import Checkpoints, TrainState, ema_warmup, init_state, load_params, train
-from dgm_jax.training.parallel import pmap_sampler, pmap_step, replicate, shard, unreplicate
+from dgm_jax.training import TrainState, ema_warmup, init_state, load_params
+from dgm_jax.training.parallel import pmap_sampler, pmap_step, shard
 from dgm_jax.typing import Denoiser
 from experiments._budget import steps_that_fit, warmup_cosine
 from experiments._digits import certainty, energy_distance, fit_classifier, noise_floor, show
-from experiments._run import Run, open_run, parse, progress, read_config, virtual_devices
+from experiments._run import Run, open_run, parse, read_config, virtual_devices
+from experiments._training import train_on_devices
 
 BEGUN = time.monotonic()
 LEVELS = 256
@@ -137,29 +138,7 @@ def train_network(config: Config, run: Run) -> TrainState:
         return steps_that_fit(device_step, state, example, seconds=seconds, reserve=evaluations / (3 * config.batch))
 
     steps = config.steps or run.measured("steps", fitting)
-    with Checkpoints(run.directory / "checkpoints", keep=2) as checkpoints:
-        start = checkpoints.latest() or 0
-        run.forget_after(start)
-        if start:
-            print(f"Resumed at step {start} of {steps}.")
-        with progress(steps, start=start) as report:
-
-            def on_metrics(step: int, metrics: dict[str, Any]) -> None:
-                run.log(step=step, **{name: float(value) for name, value in metrics.items()})
-                report(step, float(metrics["loss"]))
-
-            return train(
-                lambda state, batch: device_step(state, shard(batch)),
-                init_state(params, optimizer(steps), key),
-                digits,
-                steps=steps,
-                checkpoints=checkpoints,
-                save_every=max(steps // 4, 1),
-                log_every=5,
-                on_metrics=on_metrics,
-                place=replicate,
-                fetch=unreplicate,
-            )
+    return train_on_devices(run, device_step, init_state(params, optimizer(steps), key), digits, steps=steps)
 
 
 def load_denoiser(run_dir: str | Path = "runs/quickstart") -> Callable[[jax.Array], Denoiser]:

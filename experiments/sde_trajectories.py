@@ -135,8 +135,7 @@ def main(config: Config) -> None:
     """Draw, score, and plot each process."""
     run = open_run(config)
     picture = run.directory / "trajectories.png"
-    if run.done:
-        print(f"{run.directory} is done: look at {picture}. To begin anew: --fresh.")
+    if run.said_done(picture.name):
         return
     draws, scores = {}, {}
     print(f"{'process':8} {'points by':12} {'weight':>16} {'W1 to data':>12}")

@@ -38,7 +38,7 @@ from dgm_jax.losses.divergences import gaussian_kl
 from dgm_jax.losses.priors import standard_normal, vamp
 from dgm_jax.losses.variational import beta_loss, gaussian_elbo
 from experiments._comparison import markdown, plus_minus
-from experiments._run import Run, open_run, parse
+from experiments._run import Run, begin, parse
 from experiments._vae import (
     Autoencoder,
     Images,
@@ -46,12 +46,10 @@ from experiments._vae import (
     Sets,
     dense,
     draw_bits,
-    epochs,
     kept,
     make_epoch,
-    said_done,
-    smoke_compilation,
     three_sets,
+    trained,
 )
 
 PICTURES = ("rate_distortion.png", "aggregate.png")
@@ -105,8 +103,8 @@ def make_trainer(config: Config, model: Autoencoder) -> Any:
 
     def train(beta: float, grey: Images) -> PyTree:
         key_init, key_train = jax.random.split(jax.random.key(config.seed))
-        made = epochs(epoch, optimizer, model.init(key_init), grey, key_train, jnp.asarray(beta))
-        return next(params for number, params, _ in made if number == config.epochs)
+        params = model.init(key_init)
+        return trained(epoch, optimizer, params, grey, key_train, jnp.asarray(beta), count=config.epochs)
 
     return train
 
@@ -213,9 +211,8 @@ def table(config: Config, run: Run) -> str:
 
 def main(config: Config) -> None:
     """Train, score and plot."""
-    smoke_compilation(config.smoke)
-    run = open_run(config)
-    if said_done(run, PICTURES):
+    run = begin(config, devices=1)
+    if run.said_done(*PICTURES):
         return
     data = three_sets(config.train, config.drawn)
     found = compute(config, run, data)

@@ -6,11 +6,18 @@ import socket
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compile time is most of a unit test's time
 
 import jax
+import jaxtyping
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def untyped(monkeypatch):
+    """Without the type checks of the test run, as in production, so that the library's own errors are reached."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture

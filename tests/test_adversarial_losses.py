@@ -4,7 +4,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 import scipy.special
@@ -240,8 +239,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 @pytest.mark.parametrize(("name", "player"), [("minimax", "discriminator"), ("relativistic", "generator")])
-def test_bad_input(name, player, case, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+def test_bad_input(name, player, case, untyped):
     real, fake, message = BAD[case]
     with pytest.raises(ValueError, match=f"Expected.*{message}"):
         getattr(LOSSES[name], player)(real, fake)

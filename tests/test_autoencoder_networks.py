@@ -3,7 +3,6 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 import scipy.signal
@@ -163,15 +162,7 @@ def test_gradients_reach_every_parameter_of_the_pair(name):
         (ConvDecoder((), (28, 28, 1), hidden=3), (3, 2), jnp.float32, "one or more channels"),
     ],
 )
-@pytest.mark.usefixtures("_without_types")
+@pytest.mark.usefixtures("untyped")
 def test_bad_input_says_rule_reason_and_value(net, shape, dtype, match):
     with pytest.raises(ValueError, match=match):
         net.init(jax.random.key(0), jnp.zeros(shape, dtype))
-
-
-@pytest.fixture
-def _without_types():
-    """Without the type checks of the test run, which would speak first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)

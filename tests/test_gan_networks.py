@@ -5,7 +5,6 @@ from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -14,7 +13,7 @@ from dgm_jax.networks import (
     DCGANGenerator,
     DenseCritic,
     DenseGenerator,
-    instance_norm,
+    InstanceNorm,
     layer_norm,
     spectral_normalize,
 )
@@ -27,7 +26,7 @@ GENERATORS = {
     "dense, a matrix": (DenseGenerator((8,), (3, 2), output=jnp.tanh), (3, 2)),
     "dense, numbers": (DenseGenerator((), ()), ()),
     "dcgan, layer": (DCGANGenerator((4, 3), (8, 8, 1)), (8, 8, 1)),
-    "dcgan, instance": (DCGANGenerator((4, 3), (8, 12, 2), norm=instance_norm), (8, 12, 2)),
+    "dcgan, instance": (DCGANGenerator((4, 3), (8, 12, 2), norm=InstanceNorm), (8, 12, 2)),
     "dcgan, none": (DCGANGenerator((4,), (4, 4, 3), norm=None), (4, 4, 3)),
 }
 CRITICS = {
@@ -35,7 +34,7 @@ CRITICS = {
     "dense, an image": (DenseCritic((8,)), (3, 2, 1)),
     "dense, numbers": (DenseCritic((4,)), ()),
     "dcgan, layer": (DCGANCritic((3, 4), layer_norm), (8, 8, 1)),
-    "dcgan, instance": (DCGANCritic((3, 4), instance_norm), (8, 12, 2)),
+    "dcgan, instance": (DCGANCritic((3, 4), InstanceNorm), (8, 12, 2)),
     "dcgan, none": (DCGANCritic((3,), None), (4, 4, 3)),
 }
 
@@ -129,7 +128,7 @@ def test_initial_scales():
 def test_norms_against_numpy():
     """Layer norm over pixels and channels of an example, instance norm over the pixels of each of its channels."""
     x = batch_of((4, 6, 3)) * 2 + 1
-    for norm, axes in ((layer_norm, (1, 2, 3)), (instance_norm, (1, 2))):
+    for norm, axes in ((layer_norm, (1, 2, 3)), (InstanceNorm, (1, 2))):
         module = norm(name="norm")
         found = jax.jit(module.init_with_output)(KEY, x)[0]
         expected = (x - x.mean(axes, keepdims=True)) / x.std(axes, keepdims=True)
@@ -262,8 +261,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input(case, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+def test_bad_input(case, untyped):
     call, message = BAD[case]
     with pytest.raises(ValueError, match=f"Expected.*{message}"):
         call()

@@ -5,7 +5,6 @@ The last tests are of what the makers of processes, grids and laws refuse.
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from oracles import PROCESSES, last_time
@@ -244,8 +243,7 @@ def test_trailing_refuses(n, chain):
 
 
 @pytest.mark.parametrize("ts", [np.zeros((0,), np.float32), np.array([0.5, 1.5]), np.array([np.nan]), np.ones((2, 2))])
-def test_levels_refuse(ts, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+def test_levels_refuse(ts, untyped):
     with pytest.raises(ValueError, match=r"Expected times \[levels\] in \[0, 1\].*got"):
         levels(ts)
 

@@ -4,7 +4,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 import scipy.special
@@ -110,24 +109,16 @@ def test_extreme_and_empty_weights():
 
 @pytest.mark.parametrize("name", ["samples", "chunk"])
 @pytest.mark.parametrize("value", [0, -3, 2.0, True])
-def test_bad_counts_say_rule_reason_and_value(name, value):
+def test_bad_counts_say_rule_reason_and_value(name, value, untyped):
     def never(*_):
         raise AssertionError("called before the input was checked")
 
-    jaxtyping.config.update("jaxtyping_disable", True)  # the type checks of the test run would speak first
-    try:
-        with pytest.raises(ValueError, match=rf"whole number {name} >= 1, as .*; got {name}={value}\."):
-            importance_log_likelihood(
-                never, never, jnp.zeros((2, 3)), jax.random.key(0), **({"samples": 4, "chunk": 2} | {name: value})
-            )
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    with pytest.raises(ValueError, match=rf"whole number {name} >= 1, as .*; got {name}={value}\."):
+        importance_log_likelihood(
+            never, never, jnp.zeros((2, 3)), jax.random.key(0), **({"samples": 4, "chunk": 2} | {name: value})
+        )
 
 
-def test_a_joint_per_coordinate_is_refused(data):
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        with pytest.raises(ValueError, match=r"joint log-density of shape \(16,\).*\(16, 5\)"):
-            importance_log_likelihood(draw_prior, lambda x, z: x, data[0], jax.random.key(0), samples=2, chunk=2)
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+def test_a_joint_per_coordinate_is_refused(data, untyped):
+    with pytest.raises(ValueError, match=r"joint log-density of shape \(16,\).*\(16, 5\)"):
+        importance_log_likelihood(draw_prior, lambda x, z: x, data[0], jax.random.key(0), samples=2, chunk=2)

@@ -236,8 +236,7 @@ def test_gradients_are_finite_and_match_differences():
     assert np.isfinite(jax.jit(jax.grad(lambda x: loss(PARAMS, x, key).sum()))(x_0.astype(jnp.float32))).all()
 
 
-def test_times_are_the_callers_choice_and_bad_data_is_refused(monkeypatch):
-    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+def test_times_are_the_callers_choice_and_bad_data_is_refused(untyped):
     x_0, key = jnp.zeros((64, *EVENT)), jax.random.key(4)
     shown = diffusion_loss(
         lambda x, t: jnp.ones_like(x), PROCESS, x_0, key, weight=lambda t: t, times=stratified(0.4, 0.5)

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from oracles import GAUSSIAN, MIXTURE, PROCESSES
@@ -154,7 +153,6 @@ X = jnp.zeros((3, 2))
         (lambda: sliced_score_matching(never, X, jax.random.split(jax.random.key(0), 4), slices=1), "one key per"),
     ],
 )
-def test_bad_input(call, message, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+def test_bad_input(call, message, untyped):
     with pytest.raises(ValueError, match=f"Expected.*{message}"):
         call()

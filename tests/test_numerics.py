@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import config
 from scipy import stats
 
 from dgm_jax.numerics import (
@@ -25,14 +24,6 @@ from dgm_jax.numerics import (
     sum_events,
     typed_key,
 )
-
-
-@pytest.fixture
-def untyped():
-    """Without jaxtyping's checks, as in production, so that the library's own are reached."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
 
 
 def field(x):

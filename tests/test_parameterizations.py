@@ -170,8 +170,7 @@ def test_rectified_velocity_is_flow_matching():
         assert relative_error(velocity_of(MIXTURE.denoise(process), process)(x_t, t), marginal) < 1e-9
 
 
-def test_unknown_prediction_is_refused(monkeypatch):
-    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+def test_unknown_prediction_is_refused(untyped):
     with pytest.raises(ValueError, match=r"^Expected prediction to be one of .*'velocity'.*got 'epsilon'\.$"):
         as_denoiser(lambda x, t: x, PROCESSES["vp"], prediction="epsilon")
 

@@ -4,7 +4,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -18,7 +17,7 @@ from dgm_jax.losses import (
     wasserstein,
     zero_centred_penalty,
 )
-from dgm_jax.networks import DCGANCritic, DenseCritic, instance_norm, layer_norm
+from dgm_jax.networks import DCGANCritic, DenseCritic, InstanceNorm, layer_norm
 
 EVENTS = [(3,), (3, 2), (2, 2, 3)]
 KEY = jax.random.key(0)
@@ -150,7 +149,7 @@ def test_parameters_get_second_derivatives():
             np.testing.assert_allclose(jax.grad(mean)(1.3), difference, rtol=1e-7)
 
 
-@pytest.mark.parametrize("norm", [layer_norm, instance_norm, None])
+@pytest.mark.parametrize("norm", [layer_norm, InstanceNorm, None])
 def test_the_penalty_of_one_example_does_not_depend_on_another(norm):
     """With norms of one example; statistics of the batch would fail this, as the next test sees."""
     net = DCGANCritic((2, 3), norm)
@@ -266,8 +265,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input(case, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+def test_bad_input(case, untyped):
     call, message = BAD[case]
     with pytest.raises(ValueError, match=f"Expected.*{message}"):
         call()

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import config
 from oracles import NO_SIGNAL_AT_ONE, PROCESSES, last_time
 from scipy.integrate import quad, solve_ivp
 
@@ -239,8 +238,7 @@ BAD_INPUTS = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUTS)
-def test_perturb_refuses(case, monkeypatch):
-    monkeypatch.setattr(config, "jaxtyping_disable", True)  # as in production
+def test_perturb_refuses(case, untyped):
     good = {
         "x_0": np.zeros((2, 3), np.float32),
         "t": np.full(2, 0.5, np.float32),

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dgm_jax.losses.draws import Draw, LogDensity, Observed, check_observed, check_per_example
-from dgm_jax.numerics import example_keys
+from dgm_jax.numerics import example_keys, is_count
 from dgm_jax.typing import Keys, PerExample
 
 
@@ -111,5 +111,5 @@ def summarize(sums: WeightSums, samples: int) -> tuple[PerExample, PerExample, P
 
 def check_count(count: int, name: str, reason: str) -> None:
     """Raise `ValueError` unless `count` is a whole number from 1."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+    if not is_count(count):
         raise ValueError(f"Expected a whole number {name} >= 1, as {reason}; got {name}={count!r}.")

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dgm_jax.numerics import known
+from dgm_jax.numerics import is_count, known, sum_events
 from dgm_jax.typing import Data, PerExample
 
 Codes = Float[Array, "codes dim"]
@@ -57,9 +57,8 @@ def quantize(z: Data, codes: Codes) -> Quantized:
     """Every vector of z [batch, *positions, dim] replaced by its nearest code (eq. 1 and 2, losses of eq. 3)."""
     indices = nearest_codes(z, codes)
     nearest = codes[indices]
-    axes = tuple(range(1, z.ndim))
-    code_book_loss = jnp.sum((jax.lax.stop_gradient(z) - nearest) ** 2, axis=axes)
-    commitment_loss = jnp.sum((z - jax.lax.stop_gradient(nearest)) ** 2, axis=axes)
+    code_book_loss = sum_events((jax.lax.stop_gradient(z) - nearest) ** 2)
+    commitment_loss = sum_events((z - jax.lax.stop_gradient(nearest)) ** 2)
     return Quantized(straight_through(z, nearest), indices, code_book_loss, commitment_loss)
 
 
@@ -141,7 +140,7 @@ def _check_codes(z: Data, codes: Codes) -> None:
 
 
 def _check_indices(indices: Indices, codes: int) -> Int[Array, " vectors"]:
-    if isinstance(codes, bool) or not isinstance(codes, int) or codes < 1:
+    if not is_count(codes):
         raise ValueError(f"Expected a whole number of codes >= 1, as vectors are assigned to them; got {codes=}.")
     values = known(indices)
     if values is not None and values.size and not 0 <= values.min() <= values.max() < codes:

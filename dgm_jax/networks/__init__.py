@@ -5,7 +5,7 @@ needs Flax, and any other callable of that form serves as well. `net.clone(chann
 """
 
 from dgm_jax.networks.autoencoder import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder
-from dgm_jax.networks.dcgan import DCGANCritic, DCGANGenerator, instance_norm, layer_norm
+from dgm_jax.networks.dcgan import DCGANCritic, DCGANGenerator, InstanceNorm, layer_norm
 from dgm_jax.networks.dense import DenseCritic, DenseGenerator
 from dgm_jax.networks.layers import (
     Conditioning,
@@ -45,7 +45,6 @@ __all__ = [
     "ddpm_cifar10",
     "depth_to_space",
     "group_norm",
-    "instance_norm",
     "layer_norm",
     "sinusoidal_embedding",
     "space_to_depth",

@@ -10,20 +10,18 @@ real data, and with twice the channels both halves of a learned mean and log_std
 and the decoders of the same widths in reverse.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from math import prod
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
+from dgm_jax.networks.dcgan import upsample
+from dgm_jax.networks.dense import Activation, Latents, check_events, check_latents, check_widths, hidden
 from dgm_jax.networks.layers import KERNEL_INIT, check_divisible
 from dgm_jax.typing import Data
-
-Latents = Float[Array, "batch latent"]
-Activation = Callable[[Array], Array]
 
 
 class DenseEncoder(nn.Module):
@@ -44,10 +42,11 @@ class DenseEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Data) -> tuple[Latents, Latents]:
         """Mean and log standard deviation of q(z | x)."""
-        _check_widths(self.widths, self.latent)
-        _check_events(x)
+        check_widths(self.widths, self.latent)
+        check_events(x)
         dtype = x.dtype if self.dtype is None else self.dtype
-        return _moments(_hidden(x.reshape(len(x), -1), self.widths, self.activation, dtype), self.latent, x.dtype)
+        h = hidden(x.reshape(len(x), -1), self.widths, self.activation, KERNEL_INIT, dtype)
+        return _moments(h, self.latent, x.dtype)
 
 
 class DenseDecoder(nn.Module):
@@ -68,10 +67,10 @@ class DenseDecoder(nn.Module):
     @nn.compact
     def __call__(self, z: Latents) -> Data:
         """Logits, or the mean, of p(x | z)."""
-        _check_widths(self.widths, *self.event_shape)
-        _check_latents(z)
+        check_widths(self.widths, *self.event_shape)
+        check_latents(z)
         dtype = z.dtype if self.dtype is None else self.dtype
-        h = _hidden(z, self.widths, self.activation, dtype)
+        h = hidden(z, self.widths, self.activation, KERNEL_INIT, dtype)
         out = nn.Dense(prod(self.event_shape), kernel_init=KERNEL_INIT, dtype=dtype, name="out")(h)
         return out.reshape(len(z), *self.event_shape).astype(z.dtype)
 
@@ -96,8 +95,8 @@ class ConvEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Data) -> tuple[Latents, Latents]:
         """Mean and log standard deviation of q(z | x)."""
-        _check_widths(self.channels, self.latent, self.hidden)
-        _check_events(x)
+        check_widths(self.channels, self.latent, self.hidden)
+        check_events(x)
         if x.ndim != 4:
             raise ValueError(f"Expected images [batch, height, width, channels], as they are convolved; got {x.shape}.")
         check_divisible(x.shape[1:3], 2 ** len(self.channels), "each convolution halves both")
@@ -106,14 +105,14 @@ class ConvEncoder(nn.Module):
         for i, channels in enumerate(self.channels):
             conv = nn.Conv(channels, (3, 3), strides=(2, 2), kernel_init=KERNEL_INIT, dtype=dtype, name=f"conv_{i}")
             h = self.activation(conv(h))
-        return _moments(_hidden(h.reshape(len(x), -1), (self.hidden,), self.activation, dtype), self.latent, x.dtype)
+        h = hidden(h.reshape(len(x), -1), (self.hidden,), self.activation, KERNEL_INIT, dtype)
+        return _moments(h, self.latent, x.dtype)
 
 
 class ConvDecoder(nn.Module):
     """z [batch, latent] to images [batch, *event_shape]: two dense layers, then doublings, each with a convolution.
 
-    A doubling repeats every pixel 2 x 2, the convolution is 3x3, and the last is linear. A
-    transposed convolution costs five times more on a CPU, and overlaps unevenly.
+    The last convolution is linear. Doublings are DCGAN's here, for the same reasons.
 
     Attributes:
         channels: at each size below the event's, from the smallest, whose sides are the event's divided by
@@ -133,8 +132,8 @@ class ConvDecoder(nn.Module):
     @nn.compact
     def __call__(self, z: Latents) -> Data:
         """Logits, or the mean, of p(x | z)."""
-        _check_widths(self.channels, *self.event_shape, self.hidden)
-        _check_latents(z)
+        check_widths(self.channels, *self.event_shape, self.hidden)
+        check_latents(z)
         if len(self.event_shape) != 3 or not self.channels:
             raise ValueError(
                 f"Expected event_shape (height, width, channels) and one or more channels, as images are doubled in "
@@ -145,42 +144,14 @@ class ConvDecoder(nn.Module):
         dtype = z.dtype if self.dtype is None else self.dtype
         height, width = (side // factor for side in self.event_shape[:2])
         widths = (self.hidden, height * width * self.channels[0])
-        h = _hidden(z, widths, self.activation, dtype).reshape(len(z), height, width, self.channels[0])
+        h = hidden(z, widths, self.activation, KERNEL_INIT, dtype).reshape(len(z), height, width, self.channels[0])
         for i, channels in enumerate((*self.channels[1:], self.event_shape[2])):
             h = self.activation(h) if i else h
-            h = jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2)
-            h = nn.Conv(channels, (3, 3), kernel_init=KERNEL_INIT, dtype=dtype, name=f"conv_{i}")(h)
+            conv = nn.Conv(channels, (3, 3), kernel_init=KERNEL_INIT, dtype=dtype, name=f"conv_{i}")
+            h = conv(upsample(h))
         return h.astype(z.dtype)
-
-
-def _hidden(h: Array, widths: Sequence[int], activation: Activation, dtype: DTypeLike) -> Array:
-    dense = partial(nn.Dense, kernel_init=KERNEL_INIT, dtype=dtype)
-    for i, width in enumerate(widths):
-        h = activation(dense(width, name=f"hidden_{i}")(h))
-    return h
 
 
 def _moments(h: Array, latent: int, dtype: DTypeLike) -> tuple[Latents, Latents]:
     dense = partial(nn.Dense, latent, kernel_init=KERNEL_INIT, dtype=h.dtype)
     return dense(name="mean")(h).astype(dtype), dense(name="log_std")(h).astype(dtype)
-
-
-def _check_widths(widths: Sequence[int], *more: int) -> None:
-    if any(not isinstance(width, int) or width < 1 for width in (*widths, *more)):
-        raise ValueError(f"Expected whole widths and sizes >= 1, as layers have units; got {tuple(widths)} and {more}.")
-
-
-def _check_events(x: Array) -> None:
-    if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"Expected x to be a floating-point batch [batch, *event], as it is multiplied by weights; "
-            f"got shape {x.shape}, dtype {x.dtype}."
-        )
-
-
-def _check_latents(z: Array) -> None:
-    if z.ndim != 2 or not jnp.issubdtype(z.dtype, jnp.floating):
-        raise ValueError(
-            f"Expected z to be a floating-point batch [batch, latent], as each example has one vector; "
-            f"got shape {z.shape}, dtype {z.dtype}."
-        )

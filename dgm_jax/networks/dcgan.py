@@ -32,7 +32,10 @@ layer_norm = partial(GroupNorm, 1)
 
 
 class InstanceNorm(nn.Module):
-    """`group_norm` of each channel by itself, with a learned scale and bias for each channel."""
+    """Zero mean and unit variance over the pixels of each channel of an example (Ulyanov et al. 2016).
+
+    Each channel has a learned scale and bias. Reference: arXiv:1607.08022.
+    """
 
     epsilon: float = 1e-6
 
@@ -47,10 +50,6 @@ class InstanceNorm(nn.Module):
         return group_norm(x, scale, bias, channels, epsilon=self.epsilon)
 
 
-instance_norm = InstanceNorm
-"""Zero mean and unit variance over the pixels of each channel of an example (Ulyanov et al. 2016, arXiv:1607.08022)."""
-
-
 class DCGANGenerator(nn.Module):
     """z [batch, latent] to images [batch, height, width, channels] in [-1, 1].
 
@@ -58,7 +57,7 @@ class DCGANGenerator(nn.Module):
         channels: at each size below the event's, from the smallest, whose sides are the event's over
             2 ** len(channels).
         event_shape: (height, width, channels) of each image.
-        norm: `layer_norm`, `instance_norm`, any other maker of a module over images, called as `norm(name=...)`, or
+        norm: `layer_norm`, `InstanceNorm`, any other maker of a module over images, called as `norm(name=...)`, or
             `None` for none.
         dtype: compute dtype; `None` is that of `z`. The output always has the dtype of `z`.
     """

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from dgm_jax.numerics import is_count
 from dgm_jax.typing import Data, PerExample
 
 Latents = Float[Array, "batch latent"]
@@ -47,7 +48,7 @@ class DenseGenerator(nn.Module):
         check_widths(self.widths, *self.event_shape)
         check_latents(z)
         dtype = z.dtype if self.dtype is None else self.dtype
-        h = _hidden(z, self.widths, self.activation, dtype)
+        h = hidden(z, self.widths, self.activation, HE_INIT, dtype)
         h = nn.Dense(prod(self.event_shape), kernel_init=GLOROT_INIT, dtype=dtype, name="out")(h)
         return self.output(h).reshape(len(z), *self.event_shape).astype(z.dtype)
 
@@ -71,19 +72,22 @@ class DenseCritic(nn.Module):
         check_widths(self.widths)
         check_events(x)
         dtype = x.dtype if self.dtype is None else self.dtype
-        h = _hidden(x.reshape(len(x), -1), self.widths, self.activation, dtype)
+        h = hidden(x.reshape(len(x), -1), self.widths, self.activation, HE_INIT, dtype)
         return nn.Dense(1, kernel_init=GLOROT_INIT, dtype=dtype, name="out")(h)[:, 0].astype(x.dtype)
 
 
-def _hidden(h: Array, widths: Sequence[int], activation: Activation, dtype: DTypeLike) -> Array:
+def hidden(
+    h: Array, widths: Sequence[int], activation: Activation, kernel_init: nn.initializers.Initializer, dtype: DTypeLike
+) -> Array:
+    """Dense layers of these widths, each with its activation; called inside a module, whose layers they are."""
     for i, width in enumerate(widths):
-        h = activation(nn.Dense(width, kernel_init=HE_INIT, dtype=dtype, name=f"hidden_{i}")(h))
+        h = activation(nn.Dense(width, kernel_init=kernel_init, dtype=dtype, name=f"hidden_{i}")(h))
     return h
 
 
 def check_widths(widths: Sequence[int], *more: int) -> None:
     """Raise `ValueError` unless all are whole numbers >= 1."""
-    if any(not isinstance(width, int) or width < 1 for width in (*widths, *more)):
+    if not all(map(is_count, (*widths, *more))):
         raise ValueError(f"Expected whole widths and sizes >= 1, as layers have units; got {tuple(widths)} and {more}.")
 
 

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from dgm_jax.numerics import is_count
+
 
 def spectral_normalize(params: PyTree, *, iterations: int) -> PyTree:
     """The parameters with every leaf named "kernel" over its largest singular value; all others as they are.
@@ -27,7 +29,7 @@ def spectral_normalize(params: PyTree, *, iterations: int) -> PyTree:
     Raises:
         ValueError: no leaf is a kernel, or `iterations` is below 1.
     """
-    if not isinstance(iterations, int) or iterations < 1:
+    if not is_count(iterations):
         raise ValueError(f"Expected an integer iterations >= 1, as the norm is found by them; got {iterations=}.")
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     if not any(_is_kernel(path) for path in paths):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dgm_jax.numerics import check_data, example_keys, expand_to, known, normal_like, split
+from dgm_jax.numerics import check_data, example_keys, expand_to, is_count, known, normal_like, split, sum_events
 from dgm_jax.samplers.stepping import integrate
 from dgm_jax.typing import Data, Keys, PerExample
 
@@ -92,7 +92,7 @@ def hmc_step(log_density: LogDensity, x: Data, key: Keys, *, step_size: StepSize
 
 def check_steps(step_size: StepSize, steps: int, batch: int) -> None:
     """Raise `ValueError` unless there is one step, or more, of one positive size or of one per example."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if not is_count(steps):
         raise ValueError(f"Expected a whole number of steps >= 1, as a path is made of them; got {steps=}.")
     if np.shape(step_size) not in {(), (batch,)}:
         raise ValueError(
@@ -114,4 +114,4 @@ def check_density(values: Array, x: Data) -> PerExample:
 
 
 def _kinetic(momentum: Data) -> PerExample:
-    return jnp.sum(momentum**2, axis=tuple(range(1, momentum.ndim))) / 2
+    return sum_events(momentum**2) / 2
