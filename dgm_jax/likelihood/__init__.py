@@ -13,3 +13,4 @@ from dgm_jax.likelihood.bounds import Bound, continuous_bound, variational_bound
 from dgm_jax.likelihood.dequantization import dequantize, variational_dequantize
 from dgm_jax.likelihood.flow import LogLikelihood, log_likelihood, log_likelihood_with_error
 from dgm_jax.likelihood.importance import MarginalEstimate, importance_log_likelihood
+from dgm_jax.likelihood.intervals import LikelihoodSummary, MeanInterval, summarize_likelihood
