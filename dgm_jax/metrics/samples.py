@@ -15,6 +15,9 @@ from dgm_jax.numerics import known
 from dgm_jax.typing import Data, Scalar
 
 Points = Float[Array, "points dim"]
+# two sets of samples of one event shape and of any sizes
+First = Float[Array, " first *event"] | Float[np.ndarray, " first *event"]
+Second = Float[Array, " second *event"] | Float[np.ndarray, " second *event"]
 
 
 class Test(NamedTuple):
@@ -86,6 +89,6 @@ def check_varied(**samples: object) -> None:
             )
 
 
-def flat(x: Data) -> Points:
+def flat(x: Data | Float[np.ndarray, " batch *event"]) -> Points:
     """Samples `[points, *event]` as rows `[points, dim]`."""
-    return jnp.reshape(x, (len(x), -1))
+    return jnp.reshape(jnp.asarray(x), (len(x), -1))
