@@ -11,6 +11,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from dgm_jax.data import load, source, unequal_mixture
+from dgm_jax.metrics import frechet_distance
 from dgm_jax.processes import GaussianProcess
 from dgm_jax.samplers import Samples
 from experiments._digits import certainty, fit_classifier, flat
@@ -57,7 +58,7 @@ class DigitScores:
             **certainty(probabilities, labels),
             "energy": energy(everything),
             "energy_error": float(np.std(parts, ddof=1) / np.sqrt(PARTS)),
-            "frechet": frechet_distance(log_odds(probabilities), exact),
+            "frechet": float(frechet_distance(*_moments(log_odds(probabilities)), *_moments(exact))),
         }
 
     def floor(self, n: int, *, repeats: int = 20) -> Scores:
@@ -85,6 +86,11 @@ def _mean_within(distances: np.ndarray) -> float:
     return float(distances.sum() / (len(distances) * (len(distances) - 1)))
 
 
+def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance, in float64."""
+    return features.mean(0), np.cov(features, rowvar=False)
+
+
 def digit_scores(most: int = 4500) -> DigitScores:
     """Of the 28 x 28 digits: 4,500, or `most`, that the quickstart's network was trained on, and 500 held out."""
     return DigitScores(load(source("mnist5k", f"train[:{most}]")), load(source("mnist5k", "test")))
@@ -93,16 +99,6 @@ def digit_scores(most: int = 4500) -> DigitScores:
 def log_odds(probabilities: np.ndarray) -> np.ndarray:
     """The classifier's answers as features: logarithms, cut off where it is certain."""
     return np.log(probabilities + 1e-3)
-
-
-def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) of the features' means and covariances, [n, features] each.
-
-    Reference: Heusel et al. 2017, arXiv:1706.08500, eq. 6, there on Inception's features.
-    """
-    (mean_x, cov_x), (mean_y, cov_y) = ((z.mean(0), np.cov(z, rowvar=False)) for z in (x, y))
-    roots = np.sqrt(np.maximum(np.linalg.eigvals(cov_x @ cov_y).real, 0))
-    return float(np.sum((mean_x - mean_y) ** 2) + np.trace(cov_x + cov_y) - 2 * roots.sum())
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,10 +15,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dgm_jax.data import GaussianMixture, unequal_mixture
+from dgm_jax.metrics import wasserstein
 from dgm_jax.processes import GaussianProcess
 from dgm_jax.samplers import Samples
 from dgm_jax.typing import Data, Denoiser, PerExample
-from experiments._distances import fixed_directions, sliced_wasserstein_2, summary, wasserstein_2
+from experiments._distances import fixed_directions, sliced_wasserstein_2, summary
 from experiments._frontier_samplers import GRIDS, SAMPLERS, VP, Sampler
 
 
@@ -130,7 +131,7 @@ class ExactMode:
             "weights": float(np.abs(shares - self.data.mixture.weights).sum() / 2),
         }
         if self.assigned:
-            found["exact Wasserstein-2"] = wasserstein_2(x[: self.assigned], reference[: self.assigned])
+            found["exact Wasserstein-2"] = wasserstein(x[: self.assigned], reference[: self.assigned])
         return found
 
     @lru_cache(maxsize=8)  # noqa: B019

@@ -72,7 +72,8 @@ def test_libraries_stay_in_their_place(name):
     roots = {module.split(".")[0] for module, _ in imported_modules(name)}
     assert "flax" not in roots or name.startswith("networks/")
     assert "orbax" not in roots or name == "training/checkpoint.py"
-    assert not roots & {"torch", "tensorflow", "scipy", "matplotlib", "tyro", "rich", "experiments", "tests"}
+    assert "scipy" not in roots or name == "metrics/wasserstein.py"  # the best pairing, which JAX has not
+    assert not roots & {"torch", "tensorflow", "matplotlib", "tyro", "rich", "experiments", "tests"}
 
 
 @each_file

@@ -189,16 +189,6 @@ def test_distortion_is_the_error_behind_the_rate(default_jax):
     np.testing.assert_allclose(weight, (snr[:-1] - snr[1:]) / 2, rtol=4 * 4e-6 / share.min())
 
 
-def test_frechet_distance_of_normals_on_a_line():
-    """(m - m')^2 + (s - s')^2 in each of two independent features."""
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(2, 4000, 2))
-    x, y = (x - x.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(x.T))).T, y
-    y = (y - y.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(y.T))).T
-    shifted = y * np.array([2.0, 0.5]) + np.array([1.0, -0.3])
-    assert _comparison.frechet_distance(x, shifted) == pytest.approx(1.0 + 0.25 + 1.0 + 0.09, rel=1e-9)
-
-
 def test_digit_scores_are_those_of_digits(default_jax):
     rng = np.random.default_rng(0)
     labels = np.arange(200) % 10

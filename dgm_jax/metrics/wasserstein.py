@@ -14,12 +14,10 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.optimize import linear_sum_assignment
 
-from dgm_jax.metrics.samples import check_samples, flat
+from dgm_jax.metrics.samples import First, Second, check_samples, flat
 from dgm_jax.numerics import is_count, known, known_number, typed_key
 from dgm_jax.typing import Keys, Scalar
 
-First = Float[Array, " first *event"]
-Second = Float[Array, " second *event"]
 Directions = Float[Array, "directions dim"]
 
 
