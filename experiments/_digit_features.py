@@ -80,7 +80,7 @@ def train(steps: int, *, batch: int = 100) -> Any:
     def loss(params: Any, digits: dict[str, Array], key: Array) -> Array:
         x = moved(to_unit(digits["image"]), key)
         _, logits = Classifier().apply(params, x)  # type: ignore[misc]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, digits["label"].reshape(-1)).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(logits, digits["label"].reshape(-1)).mean()  # type: ignore[arg-type]
 
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
     state = init_state(Classifier().init(jax.random.key(0), jnp.zeros((1, 28, 28, 1))), optimizer, jax.random.key(1))

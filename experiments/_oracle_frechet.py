@@ -42,7 +42,8 @@ def frechet_rows(names: Sequence[str]) -> Iterator[Row]:
     yield from moment_rows()
     limits, slopes = [], []
     for seed in range(60):
-        line = frechet_infinity(*sets(seed, 400), jax.random.key(seed), sizes=(50, 70, 100, 200), repeats=4)
+        x, y = sets(seed, 400)
+        line = frechet_infinity(x, y, jax.random.key(seed), sizes=(50, 70, 100, 200), repeats=4)
         limits.append(line.limit)
         slopes.append(line.slope)
     yield Row(
@@ -90,9 +91,7 @@ def estimate_rows() -> Iterator[Row]:
     yield Row("`kernel_distance`", paper(KID, "sec. 4.1"), "none", oracle, standard_errors(values, exact))
 
     p = np.random.default_rng(5).dirichlet(np.ones(3), 20)
-    by_hand = [
-        np.exp(np.mean([scipy.stats.entropy(row, part.mean(0)) for row in part])) for part in np.split(p, 2)
-    ]
+    by_hand = [np.exp(np.mean([scipy.stats.entropy(row, part.mean(0)) for row in part])) for part in np.split(p, 2)]
     error = worst(relative(inception_score(jnp.asarray(p), splits=2).values, by_hand), 1e-12)
     yield Row("`inception_score`", paper(SALIMANS, "sec. 4"), "none", "scipy's entropies", error)
 

@@ -37,13 +37,13 @@ from scipy.spatial.distance import cdist
 
 from dgm_jax.data import batches, from_unit, load, source, to_unit
 from dgm_jax.losses import gradient_penalty, wasserstein
+from dgm_jax.metrics import reverse_kl
 from dgm_jax.networks import DCGANCritic, DCGANGenerator, layer_norm
 from dgm_jax.numerics import split
 from dgm_jax.training import Players, TrainState, ema_warmup, init_adversarial_state
 from dgm_jax.training.parallel import pmap_adversarial_step, pmap_sampler, shard
 from experiments._budget import steps_that_fit, warmup_cosine
 from experiments._digits import certainty, energy_distance, fit_classifier, flat, noise_floor
-from experiments._modes import reverse_kl
 from experiments._run import Run, open_run, parse, virtual_devices
 from experiments._training import train_on_devices
 
@@ -199,7 +199,7 @@ def score(config: Config, drawn: np.ndarray, known: dict[str, Any], held_out: di
         return {
             "sure": certain["sure"],
             "standard_error": certain["standard_error"],
-            "classes_kl": reverse_kl(classes, np.full(10, 0.1)),
+            "classes_kl": float(reverse_kl(jnp.asarray(classes), jnp.full(10, 0.1))),
             "nearest_known": float(np.median(cdist(flat(images), flat(known["image"])).min(1))),
         }
 

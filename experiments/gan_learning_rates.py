@@ -30,8 +30,8 @@ import optax
 from jaxtyping import Array
 
 from dgm_jax.losses import AdversarialLoss, gradient_penalty, non_saturating, r1_penalty, wasserstein
+from dgm_jax.metrics import mode_scores, nearest_mode
 from dgm_jax.training import Players
-from experiments._modes import mode_scores, nearest_mode
 from experiments._plane_gans import Game, Penalty, Trainer, losses_of
 from experiments._run import open_run, parse, virtual_devices
 from experiments.gan_mode_collapse import DATA
@@ -101,12 +101,12 @@ def measure(config: Config, name: str) -> dict[str, list]:
     states = trainer.advance(trainer.init(keys(0), *rates), keys(1), config.steps, *rates)
     found = []
     for x in np.asarray(trainer.generate(states, keys(2), config.points)):
-        labels, distance = nearest_mode(x, RING.means)
-        found.append(mode_scores(labels, distance <= 3 * STD, RING.weights))
+        labels, distance = nearest_mode(x, jnp.asarray(RING.means, x.dtype))
+        found.append(mode_scores(labels, distance <= 3 * STD, jnp.asarray(RING.weights, x.dtype)))
     shape = (len(config.rates), len(config.rates), config.seeds)
     return {
-        "modes": np.reshape([score.modes for score in found], shape).tolist(),
-        "high_quality": np.reshape([score.high_quality for score in found], shape).tolist(),
+        "modes": np.reshape([int(score.modes) for score in found], shape).tolist(),
+        "high_quality": np.reshape([float(score.high_quality) for score in found], shape).tolist(),
     }
 
 

@@ -59,8 +59,8 @@ import optax
 
 from dgm_jax.data import GaussianMixture, grid, ring
 from dgm_jax.losses import gradient_penalty, minimax, non_saturating, r1_penalty, wasserstein
+from dgm_jax.metrics import ModeScores, duplicate_pairs, mode_scores, nearest_mode, support_size
 from dgm_jax.training import clip_weights, unrolled
-from experiments._modes import duplicate_pairs, mode_scores, nearest_mode, support_size
 from experiments._plane_gans import Game, Trainer, both, losses_of
 from experiments._run import Run, open_run, parse, virtual_devices
 
@@ -144,9 +144,16 @@ def chosen(config: Config) -> list[str]:
 
 def scores(x: np.ndarray, data: GaussianMixture, std: float) -> dict[str, float]:
     """The four scores of a set of points; two points at most one std apart are duplicates."""
-    labels, distance = nearest_mode(x, data.means)
-    found = mode_scores(labels, distance <= 3 * std, data.weights)
-    return {**found._asdict(), "support": support_size(duplicate_pairs(x, radius=std), len(x))}
+    means, weights = (jnp.asarray(part, x.dtype) for part in (data.means, data.weights))
+    found, duplicates = _scores(x, means, weights, std)
+    modes, share, kl = (score.item() for score in found)
+    return {"modes": modes, "high_quality": share, "reverse_kl": kl, "support": float(support_size(duplicates, len(x)))}
+
+
+@jax.jit
+def _scores(x: jax.Array, means: jax.Array, weights: jax.Array, std: float) -> tuple[ModeScores, jax.Array]:
+    labels, distance = nearest_mode(x, means)
+    return mode_scores(labels, distance <= 3 * std, weights), duplicate_pairs(x, radius=std)
 
 
 def seed_keys(config: Config, purpose: int) -> jax.Array:

@@ -54,6 +54,7 @@ from dgm_jax.losses import (
     r1_penalty,
     wasserstein,
 )
+from dgm_jax.metrics import reverse_kl
 from dgm_jax.networks import DenseCritic, DenseGenerator
 from dgm_jax.training import (
     Players,
@@ -66,7 +67,6 @@ from dgm_jax.training import (
 )
 from experiments._comparison import markdown, plus_minus
 from experiments._digits import fit_classifier
-from experiments._modes import reverse_kl
 from experiments._run import Run, open_run, parse
 
 SHAPE = (14, 14, 3)
@@ -257,7 +257,7 @@ class Counter:
         labels = found.argmax(1).reshape(-1, 3) @ np.array([100, 10, 1])
         return {
             "modes": len(np.unique(labels)),
-            "reverse_kl": reverse_kl(labels, np.full(MODES, 1 / MODES)),
+            "reverse_kl": float(reverse_kl(jnp.asarray(labels), jnp.full(MODES, 1 / MODES))),
             "sure": float(np.mean((found.max(1) > 0.95).reshape(-1, 3).all(1))),
         }
 

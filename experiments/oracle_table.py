@@ -19,6 +19,9 @@ import jax
 
 from experiments._oracle_adversarial import adversarial_rows
 from experiments._oracle_bounds import bound_rows
+from experiments._oracle_coverage import coverage_rows
+from experiments._oracle_floor import floor_rows
+from experiments._oracle_frechet import frechet_rows
 from experiments._oracle_langevin import langevin_rows
 from experiments._oracle_marginal import marginal_rows
 from experiments._oracle_rows import (
@@ -30,6 +33,7 @@ from experiments._oracle_rows import (
 )
 from experiments._oracle_samplers import recipe_rows, solver_rows
 from experiments._oracle_solves import forward_rows, likelihood_rows, ode_rows, sde_rows
+from experiments._oracle_two_sample import two_sample_rows
 from experiments._oracle_variational import variational_rows
 from experiments._run import parse
 from tests.oracles import PROCESSES
@@ -60,6 +64,10 @@ SECTIONS = {
     "Bounds": bound_rows,
     "Dequantisation": dequantisation_rows,
     "Marginal likelihood and vector quantisation": marginal_rows,
+    "Two-sample tests": two_sample_rows,
+    "Coverage, memorisation, Wasserstein distances": coverage_rows,
+    "Distances of features": frechet_rows,
+    "Noise floors and intervals": floor_rows,
 }
 COLUMNS = ("method", "paper", "process", "oracle", "error", "tolerance", "fitted order")
 LEGEND = """\
@@ -88,6 +96,8 @@ Where tolerances come from:
 - **Bounds** are held against closed forms in standard errors.
 - **Adversarial losses and autoencoders** depend on no process. Divergences at the best discriminator are integrals of
   smooth densities, right to 1e-9; the linear Gaussian autoencoder has its likelihood and posterior in closed form.
+- **Metrics** depend on no process. Statistics are other libraries' to rounding; p-values are counted over repetitions,
+  in standard errors of their share.
 - **Orders** are fitted to 16, 32 and 64 steps, those of the ODE under VE to 64, 128 and 256, where its errors have
   begun to fall with the solver's order. The error is the distance from that order; 0.35 is allowed,
   and 0.25 for strong orders.

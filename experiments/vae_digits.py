@@ -94,7 +94,7 @@ def train(config: Config, latent: int, known: Digits, held_out: Digits) -> tuple
     sets = {"train": known.binary(), "test": held_out.binary()}
     key_init, key_train, key_score = jax.random.split(jax.random.key(config.seed), 3)
     curve, watched = [], observed_epochs(config)
-    initial = model.init(key_init)
+    params = initial = model.init(key_init)
     for number, params in epochs(epoch, optimizer, initial, known.grey, key_train, count=config.epochs):
         if number in watched:
             row: dict[str, float] = {"seen": number * (len(known.grey) // config.batch) * config.batch}

@@ -60,14 +60,24 @@ def classifier_test(
     right, wrong = (said_y & ~said_x).sum(), (said_x & ~said_y).sum()
     dtype = learn.dtype
     accuracy = 0.5 + (right - wrong).astype(dtype) / (2 * pairs)
-    return Test(accuracy, at_least(right, right + wrong, dtype), jnp.sqrt((right + wrong).astype(dtype)) / (2 * pairs))
+    return Test(accuracy, at_least(right, right + wrong, dtype, most=pairs), jnp.sqrt((right + wrong).astype(dtype)) / (2 * pairs))
 
 
-def at_least(successes: Int[Array, ""], trials: Int[Array, ""], dtype: DTypeLike) -> Scalar:
-    """P(Binomial(trials, 1/2) >= successes)."""
-    k, n = successes.astype(dtype), trials.astype(dtype)
-    tail = jax.scipy.special.betainc(jnp.maximum(k, 1), n - k + 1, jnp.asarray(0.5, dtype))
-    return jnp.where(successes > 0, tail, 1)
+def at_least(successes: Int[Array, ""], trials: Int[Array, ""], dtype: DTypeLike, *, most: int) -> Scalar:
+    """P(Binomial(trials, 1/2) >= successes) of at most `most` trials.
+
+    A sum of terms over the sum of all. Their logarithms are relative to the middle term's and summed outwards from it,
+    so that each is right to a few roundings of itself; through the gamma function it would be to n of them.
+    """
+    j = jnp.arange(most + 1, dtype=trials.dtype)
+    middle = (trials + 1) // 2
+    at = middle + j
+    # of the ratio of terms at + 1 and at, less 1
+    change = (trials - 2 * at - 1).astype(dtype) / (at + 1).astype(dtype)
+    steps = jnp.where(at < trials, jnp.log1p(jnp.where(at < trials, change, 0)), 0)
+    logs = jnp.concatenate([jnp.zeros(1, dtype), jnp.cumsum(steps)])
+    terms = jnp.where(j <= trials, jnp.exp(logs[jnp.maximum(j, trials - j) - middle]), 0)
+    return jnp.where(j >= successes, terms, 0).sum() / terms.sum()
 
 
 def logistic(*, penalty: float) -> Fit:

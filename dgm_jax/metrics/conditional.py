@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from dgm_jax.metrics.kernels import First, Kernel, Second
-from dgm_jax.metrics.samples import Test
+from dgm_jax.metrics.kernels import Kernel
+from dgm_jax.metrics.samples import First, Second, Test
 from dgm_jax.metrics.two_sample import kernel_test, median_gaussian, pool
 from dgm_jax.numerics import known, split
 from dgm_jax.typing import Keys
@@ -22,9 +22,9 @@ Labels = Array | np.ndarray
 
 def conditional_mmd_test(
     x: First,
-    x_labels: Int[Labels, " n"],
+    x_labels: Int[Labels, " first"],
     y: Second,
-    y_labels: Int[Labels, " m"],
+    y_labels: Int[Labels, " second"],
     key: Keys,
     *,
     kernel: Kernel | None = None,

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from dgm_jax.metrics.kernels import First, Gram, Kernel, Second, distance_kernel
-from dgm_jax.metrics.samples import Points, check_samples, flat
+from dgm_jax.metrics.kernels import Gram, Kernel, distance_kernel
+from dgm_jax.metrics.samples import First, Points, Second, check_samples, flat
 from dgm_jax.numerics import is_count
 from dgm_jax.typing import Scalar
 

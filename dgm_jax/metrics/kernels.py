@@ -15,12 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dgm_jax.metrics.order import kth_smallest_distance
-from dgm_jax.metrics.samples import Points, check_samples, flat
+from dgm_jax.metrics.samples import First, Points, Second, check_samples, flat
 from dgm_jax.numerics import is_count, known_number
 from dgm_jax.typing import Scalar
 
-First = Float[Array, " n *event"]
-Second = Float[Array, " m *event"]
 Gram = Float[Array, "n m"]
 Kernel = Callable[[Float[Array, "n dim"], Float[Array, "m dim"]], Gram]
 Positive = float | Scalar

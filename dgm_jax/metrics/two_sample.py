@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dgm_jax.metrics.discrepancies import different, gram, tiled, upper
-from dgm_jax.metrics.kernels import First, Kernel, Second, distance_kernel, gaussian, median_of_pairs
+from dgm_jax.metrics.kernels import Kernel, distance_kernel, gaussian, median_of_pairs
 from dgm_jax.metrics.order import kth_smallest
-from dgm_jax.metrics.samples import Points, Test, check_samples, check_varied, flat
+from dgm_jax.metrics.samples import First, Points, Second, Test, check_samples, check_varied, flat
 from dgm_jax.numerics import is_count, split, typed_key
 from dgm_jax.typing import Keys, Scalar
 
@@ -50,7 +50,7 @@ def energy_test(x: First, y: Second, key: Keys, *, permutations: int = 999) -> T
 
 
 def permutation_test(
-    statistic: Callable[[First, Second], Scalar], x: First, y: Second, key: Keys, *, permutations: int
+    statistic: Callable[[Array, Array], Scalar], x: First, y: Second, key: Keys, *, permutations: int
 ) -> Test:
     """The p-value of any statistic (x, y) -> number that is large where the laws differ, computed for each permutation.
 

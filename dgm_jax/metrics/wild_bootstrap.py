@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dgm_jax.metrics.discrepancies import Others, different, gram, tiled, upper
-from dgm_jax.metrics.kernels import First, Gram, Kernel, Second, distance_kernel, gaussian, median_distance
-from dgm_jax.metrics.samples import Points, Test, check_samples, check_varied, flat
+from dgm_jax.metrics.kernels import Gram, Kernel, distance_kernel, gaussian, median_distance
+from dgm_jax.metrics.samples import First, Points, Second, Test, check_samples, check_varied, flat
 from dgm_jax.metrics.two_sample import SIDE, counted
 from dgm_jax.numerics import is_count, typed_key
 from dgm_jax.typing import Keys, Scalar
