@@ -60,7 +60,9 @@ def classifier_test(
     right, wrong = (said_y & ~said_x).sum(), (said_x & ~said_y).sum()
     dtype = learn.dtype
     accuracy = 0.5 + (right - wrong).astype(dtype) / (2 * pairs)
-    return Test(accuracy, at_least(right, right + wrong, dtype, most=pairs), jnp.sqrt((right + wrong).astype(dtype)) / (2 * pairs))
+    told_apart = right + wrong
+    spread = jnp.sqrt(told_apart.astype(dtype)) / (2 * pairs)
+    return Test(accuracy, at_least(right, told_apart, dtype, most=pairs), spread)
 
 
 def at_least(successes: Int[Array, ""], trials: Int[Array, ""], dtype: DTypeLike, *, most: int) -> Scalar:
