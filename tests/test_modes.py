@@ -131,26 +131,27 @@ def test_p_values_of_shares_are_never_too_small(n):
     assert np.mean(p <= 0.5 + 1e-6) > 0.5 - 4 * np.sqrt(0.25 / 500) - 0.1  # atoms of the statistic at n = 20
 
 
-def of_25(share):
-    """Weights of 25 modes of which the eighth has `share` of another's."""
-    weights = np.full(25, 1.0)
+def rare(modes, share):
+    """Weights of modes of which the eighth has `share` of another's."""
+    weights = np.full(modes, 1.0)
     weights[7] = share
     return weights / weights.sum()
 
 
-def test_a_rare_mode_of_25_is_seen_as_often_as_by_numpy():
+@pytest.mark.parametrize(("modes", "n"), [(9, 300), pytest.param(25, 1000, marks=pytest.mark.slow)])
+def test_a_rare_mode_is_seen_as_often_as_by_numpy(modes, n):
     """It is where none of 19 draws is as large: with chance (1 - c)^19, c the chance of one that NumPy counts."""
-    n, draws, repeats, many = 800, 19, 150, 20_000
-    logits = jnp.log(jnp.asarray(of_25(0.4), jnp.float32))
+    draws, repeats, many, weights = 19, 150, 20_000, (rare(modes, 1.0), rare(modes, 0.4))
+    equal, logits = jnp.full(modes, 1 / modes), jnp.log(jnp.asarray(weights[1], jnp.float32))
 
     def one(key):
         key_labels, key_test = jax.random.split(key)
         labels = jax.random.categorical(key_labels, logits, shape=(n,))
-        return mode_shares_test(labels, key_test, weights=jnp.full(25, 1 / 25), draws=draws).p_value
+        return mode_shares_test(labels, key_test, weights=equal, draws=draws).p_value
 
     p = np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys))(jax.random.split(jax.random.key(4), repeats)))
     rng = np.random.default_rng(3)
-    null, found = (scipy.stats.entropy(rng.multinomial(n, of_25(s), many), of_25(1.0), axis=1) for s in (1.0, 0.4))
+    null, found = (scipy.stats.entropy(rng.multinomial(n, law, many), weights[0], axis=1) for law in weights)
     c = 1 - np.searchsorted(np.sort(null), found - 1e-5) / many  # the test's slack for ties
     expected = np.mean((1 - c) ** draws)
     # c is a share of `many` draws itself, and the mean one over as many
@@ -163,6 +164,12 @@ def test_a_rare_mode_of_25_is_seen_as_often_as_by_numpy():
 @pytest.mark.parametrize(("share", "modes"), [(1.0, 25), (0.0, 24)])
 def test_a_dropped_mode_of_25_is_not_captured(share, modes):
     means, rng = np.asarray(grid(5).means), np.random.default_rng(3)
-    x = means[rng.choice(25, 2500, p=of_25(share))] + 0.05 * rng.standard_normal((2500, 2))
-    found = modes_captured(jnp.asarray(x, jnp.float32), jnp.asarray(means, jnp.float32), radius=0.15)
-    assert found.modes == modes
+    x = means[rng.choice(25, 2500, p=rare(25, share))] + 0.05 * rng.standard_normal((2500, 2))
+    x, means = jnp.asarray(x, jnp.float32), jnp.asarray(means, jnp.float32)
+    assert modes_captured(x, means, radius=0.15).modes == modes
+    test = mode_shares_test(nearest_mode(x, means)[0], jax.random.key(5), weights=jnp.full(25, 1 / 25), draws=199)
+    if share == 0:  # the reverse KL is log(25/24) at least, five times what 95 % of the draws stay below
+        assert test.statistic > np.log(25 / 24) - 1e-5
+        assert test.p_value <= 1 / 200 + 1e-6
+    else:
+        assert 2 * 2500 * test.statistic < scipy.stats.chi2.ppf(1 - 1e-4, 24)
