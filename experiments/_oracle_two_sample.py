@@ -146,7 +146,7 @@ def level_rows() -> Iterator[Row]:
         keys = jax.random.split(key, 3)
         of_x, of_y = jnp.arange(40) % 2, jnp.arange(40) % 4 // 3
         x, y = (
-            jax.random.normal(k, (40, 2)) + 3.0 * labels[:, None]
+            jax.random.normal(k, (40, 2)) + 3.0 * labels[:, None].astype(float)
             for k, labels in zip(keys[:2], (of_x, of_y), strict=True)
         )
         return conditional_mmd_test(x, of_x, y, of_y, keys[2], permutations=99).p_value
