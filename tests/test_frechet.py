@@ -85,6 +85,13 @@ def test_samples_have_the_distance_of_numpys_moments():
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
+def test_float32_far_from_0_keeps_its_digits():
+    """The same rounded points, moved back to 0 in float64, where that is exact."""
+    far = [(part + 1e5).astype(np.float32) for part in gaussians(3, 60)]
+    near = [jnp.asarray(part.astype(np.float64) - 1e5, jnp.float32) for part in far]
+    np.testing.assert_allclose(frechet_of(*map(jnp.asarray, far)), frechet_of(*near), rtol=1e-5)
+
+
 def test_streaming_moments_are_numpys_in_float64():
     """In uneven batches, merged, far from 0: a float32 sum of squares would have no digit left."""
     x = np.random.default_rng(3).normal(1e4, 1.0, (1000, 3)).astype(np.float32)

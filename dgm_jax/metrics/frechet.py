@@ -67,7 +67,8 @@ def frechet_of(x: First, y: Second) -> Scalar:
     """The squared distance between the moments of two sets of features `[points, *event]`, in their dtype."""
     check_samples(x=x, y=y)
     moments = []
-    for z in (flat(x), flat(y)):
+    origin = flat(y)[:1]  # near both, so that data far from 0 keep their digits
+    for z in (flat(x) - origin, flat(y) - origin):
         centred = z - z.mean(0, keepdims=True)
         cov = jnp.matmul(centred.T, centred, precision=jax.lax.Precision.HIGHEST) / (len(z) - 1)
         moments += [z.mean(0), cov]
