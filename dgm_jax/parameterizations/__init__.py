@@ -1,5 +1,16 @@
-"""What a network predicts, and its conversion to a denoiser: rows, adapters, preconditioning."""
+"""What a network predicts, and its conversion to a denoiser: rows, adapters, preconditioning, guidance."""
 
+from dgm_jax.parameterizations.guidance import (
+    autoguided,
+    classifier_free,
+    classifier_free_batched,
+    classifier_guided,
+    drop_conditions,
+    dynamic_threshold,
+    limited_interval,
+    projected,
+    static_threshold,
+)
 from dgm_jax.parameterizations.posterior import Posterior, ReverseVariance, posterior_of, reverse_variance
 from dgm_jax.parameterizations.preconditioning import precondition
 from dgm_jax.parameterizations.predictions import (
