@@ -52,8 +52,9 @@ def save(fig: Figure, path: str | Path, *, dpi: int = 120, limit: int = 200_000)
 
 
 def tiled(images: np.ndarray, columns: int) -> np.ndarray:
-    """Images [n, height, width, 1] in [-1, 1] as one picture [rows height, columns width], row by row."""
+    """Images [n, height, width, 1 or 3] in [-1, 1] as one picture [rows height, columns width (, 3)], row by row."""
     rows = len(images) // columns
     height, width = images.shape[1:3]
-    squares = images[: rows * columns].reshape(rows, columns, height, width)
-    return squares.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)
+    colours = images.shape[3:] if images.shape[3:] != (1,) else ()
+    squares = images[: rows * columns].reshape(rows, columns, height, width, *colours)
+    return squares.swapaxes(1, 2).reshape(rows * height, columns * width, *colours)
