@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from dgm_jax.typing import Data, Keys, PerExample
 
 
-def expand_to(values: Float[Array, "*batch"], like: Float[Array, "..."]) -> Float[Array, "..."]:
+def expand_to(values: Shaped[Array, "*batch"], like: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     """Append axes of size one until `values` broadcasts against `like` from the left."""
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 

@@ -22,6 +22,7 @@ from experiments._oracle_bounds import bound_rows
 from experiments._oracle_coverage import coverage_rows
 from experiments._oracle_floor import floor_rows
 from experiments._oracle_frechet import frechet_rows
+from experiments._oracle_guidance import guidance_rows
 from experiments._oracle_langevin import langevin_rows
 from experiments._oracle_marginal import marginal_rows
 from experiments._oracle_rows import (
@@ -51,6 +52,7 @@ LABELS = {
 SECTIONS = {
     "Processes": process_rows,
     "Parameterizations and preconditioning": parameterization_rows,
+    "Guidance": guidance_rows,
     "Losses and weights": loss_rows,
     "Adversarial losses and penalties": adversarial_rows,
     "Variational autoencoders": variational_rows,

@@ -115,10 +115,12 @@ def test_a_guided_solve_draws_what_the_tilted_scores_drift_says():
     scale, process = 2.0, PROCESSES["vp"]
     broad = Mixture(np.ones(1), np.array([[0.2, 0.1]]), np.array([[[1.3, 0.2], [0.2, 0.9]]]))
 
+    levels = jax.jit(lambda t: (process.alpha(t), process.variance(t), process.log_alpha_rate(t), process.diffusion(t)))
+
     def precision_and_shift(t):
         """The tilted score as shift - precision x."""
         total, shift = np.zeros((2, 2)), np.zeros(2)
-        alpha, variance = float(process.alpha(jnp.asarray(t))), float(process.variance(jnp.asarray(t)))
+        alpha, variance, *_ = map(float, levels(t))
         for weight, each in ((1 - scale, broad), (scale, GAUSSIAN)):
             inverse = np.linalg.inv(alpha**2 * each.covariances[0] + variance * np.eye(2))
             total, shift = total + weight * inverse, shift + weight * inverse @ (alpha * each.means[0])
@@ -127,8 +129,8 @@ def test_a_guided_solve_draws_what_the_tilted_scores_drift_says():
     def rates(t, state):
         mean, covariance = state[:2], state[2:].reshape(2, 2)
         precision, shift = precision_and_shift(t)
-        f = float(process.log_alpha_rate(jnp.asarray(t)))
-        g2 = float(process.diffusion(jnp.asarray(t))) ** 2
+        _, _, f, g = map(float, levels(t))
+        g2 = g**2
         jacobian = f * np.eye(2) + g2 / 2 * precision
         moved = jacobian @ covariance + covariance @ jacobian.T
         return np.concatenate([jacobian @ mean - g2 / 2 * shift, moved.ravel()])

@@ -8,6 +8,7 @@ import pytest
 
 from dgm_jax import likelihood, losses, metrics, samplers
 from dgm_jax.losses import denoising, flows, priors, quantization, weights
+from dgm_jax.parameterizations import guidance
 from dgm_jax.processes import schedules
 from experiments import oracle_table
 from experiments._oracle_rows import ALL, Row, worst
@@ -47,6 +48,7 @@ NOT_METHODS = {"coordinates_of", "largest_distance", "level_ratio", "level_count
 NOT_METRICS = {"load_inception", "difference"}
 METHODS = {
     "samplers": (functions(samplers) - NOT_METHODS, ""),
+    "guidance": (functions(guidance), ""),
     "losses": (functions(losses) | functions(denoising), ""),
     "weights": (functions(weights), "weights."),
     "quantization": (functions(quantization), ""),

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from dgm_jax.numerics import check_like, example_keys, expand_to, in_order, known, known_number
@@ -190,7 +191,7 @@ def _like_condition(null: PyTree, condition: PyTree) -> PyTree:
             f"{jax.tree.structure(null)} for {jax.tree.structure(condition)}."
         )
 
-    def like(n: Array, c: Array) -> Array:
+    def like(n: ArrayLike, c: ArrayLike) -> Array:
         c, n = jnp.asarray(c), jnp.asarray(n)
         if n.shape not in (c.shape, c.shape[1:]):
             raise ValueError(f"Expected null of shape {c.shape[1:]} or {c.shape}, as the condition; got {n.shape}.")
