@@ -27,15 +27,18 @@ NAME = "digits, 2 convolutions and 64 units, layer before the answers"
 
 
 class Classifier(nn.Module):
-    """Images [batch, 28, 28, 1] in [-1, 1] to features [batch, 64] and logits [batch, 10]."""
+    """Images [batch, height, width, channels] in [-1, 1] to features [batch, 64] and answers [batch, 10] or more."""
+
+    answers: int = 10
+    channels: tuple[int, int] = (16, 32)
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width 1"]) -> tuple[Array, Array]:
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> tuple[Array, Array]:
         """Features, which are not negative, and logits."""
-        for i, channels in enumerate((16, 32)):
+        for i, channels in enumerate(self.channels):
             x = nn.relu(nn.Conv(channels, (3, 3), strides=(2, 2), name=f"conv_{i}")(x))
         features = nn.relu(nn.Dense(FEATURES, name="features")(x.reshape(len(x), -1)))
-        return features, nn.Dense(10, name="logits")(features)
+        return features, nn.Dense(self.answers, name="logits")(features)
 
 
 class DigitFeatures(NamedTuple):
@@ -47,22 +50,7 @@ class DigitFeatures(NamedTuple):
 
 def load_features(directory: Path, *, steps: int = 900) -> DigitFeatures:
     """The classifier that is kept in `directory`, trained first where there is none."""
-    path = directory / "classifier.npz"
-    shapes = jax.eval_shape(Classifier().init, jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
-    leaves, structure = jax.tree.flatten(shapes)
-    if path.exists():
-        with np.load(path) as kept:
-            values = [jnp.asarray(kept[str(i)]) for i in range(len(kept.files))]
-        if [value.shape for value in values] != [leaf.shape for leaf in leaves]:
-            raise SystemExit(f"Expected this classifier's parameters in {path}; got arrays of other shapes. Remove it.")
-        params = jax.tree.unflatten(structure, values)
-    else:
-        params = train(steps)
-        directory.mkdir(parents=True, exist_ok=True)
-        arrays = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(params))}
-        scratch = path.with_name(".classifier.part.npz")
-        np.savez(scratch, **arrays)  # type: ignore[arg-type]
-        scratch.replace(path)
+    params = kept_parameters(directory / "classifier.npz", Classifier(), (28, 28, 1), lambda: train(steps))
     apply = jax.jit(lambda x: Classifier().apply(params, to_unit(x)))
 
     def all_of(which: int, images: Images) -> np.ndarray:
@@ -72,6 +60,25 @@ def load_features(directory: Path, *, steps: int = 900) -> DigitFeatures:
     return DigitFeatures(
         partial(all_of, 0), lambda images: np.asarray(jax.nn.softmax(jnp.asarray(all_of(1, images)), axis=1))
     )
+
+
+def kept_parameters(path: Path, module: nn.Module, shape: tuple[int, ...], train: Callable[[], Any]) -> Any:
+    """The parameters that are kept in `path`, of a module on images of `shape`; trained first where there are none."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *shape)))
+    leaves, structure = jax.tree.flatten(shapes)
+    if path.exists():
+        with np.load(path) as kept:
+            values = [jnp.asarray(kept[str(i)]) for i in range(len(kept.files))]
+        if [value.shape for value in values] != [leaf.shape for leaf in leaves]:
+            raise SystemExit(f"Expected this classifier's parameters in {path}; got arrays of other shapes. Remove it.")
+        return jax.tree.unflatten(structure, values)
+    params = train()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(params))}
+    scratch = path.with_name(f".{path.stem}.part.npz")
+    np.savez(scratch, **arrays)  # type: ignore[arg-type]
+    scratch.replace(path)
+    return params
 
 
 def train(steps: int, *, batch: int = 100) -> Any:
@@ -91,14 +98,13 @@ def train(steps: int, *, batch: int = 100) -> Any:
     return state.ema
 
 
-def moved(x: Float[Array, "batch height width 1"], key: Array) -> Float[Array, "batch height width 1"]:
-    """Each image moved by up to MOVED pixels either way, its border filled with black."""
-    height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (MOVED, MOVED), (MOVED, MOVED), (0, 0)), constant_values=-1)
-    starts = jax.random.randint(key, (len(x), 2), 0, 2 * MOVED + 1)
-    return jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), (height, width, 1)))(
-        padded, starts
-    )
+def moved(
+    x: Float[Array, "batch height width channels"], key: Array, most: int = MOVED
+) -> Float[Array, "batch height width channels"]:
+    """Each image moved by up to `most` pixels either way, its border filled with black."""
+    padded = jnp.pad(x, ((0, 0), (most, most), (most, most), (0, 0)), constant_values=-1)
+    starts = jax.random.randint(key, (len(x), 2), 0, 2 * most + 1)
+    return jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), x.shape[1:]))(padded, starts)
 
 
 def accuracy(found: DigitFeatures, images: Images, labels: Labels) -> float:

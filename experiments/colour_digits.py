@@ -1,4 +1,4 @@
-"""A class-conditional network on colour digits, which can be asked without a class too: what guidance experiments share.
+"""A class-conditional network on colour digits, which can be asked without a class too: guidance experiments share it.
 
     python -m experiments.colour_digits            # 15 minutes on 2 CPU cores
     python -m experiments.colour_digits --smoke    # the same code on tiny sizes, in seconds
