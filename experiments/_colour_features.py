@@ -34,7 +34,7 @@ class ColourFeatures(NamedTuple):
 
 def load_colour_features(directory: Path, *, steps: int = 2000) -> ColourFeatures:
     """The classifier that is kept in `directory`, trained first where there is none."""
-    params = kept_parameters(directory / "colour_classifier.npz", CLASSIFIER, SHAPE, lambda: train(steps))
+    params = kept_parameters(directory / "colour_classifier.npz", CLASSIFIER.init, SHAPE, lambda: train(steps))
     apply = jax.jit(lambda x: CLASSIFIER.apply(params, x + 1))
 
     def all_of(images: Images) -> tuple[np.ndarray, np.ndarray]:

@@ -50,7 +50,7 @@ class DigitFeatures(NamedTuple):
 
 def load_features(directory: Path, *, steps: int = 900) -> DigitFeatures:
     """The classifier that is kept in `directory`, trained first where there is none."""
-    params = kept_parameters(directory / "classifier.npz", Classifier(), (28, 28, 1), lambda: train(steps))
+    params = kept_parameters(directory / "classifier.npz", Classifier().init, (28, 28, 1), lambda: train(steps))
     apply = jax.jit(lambda x: Classifier().apply(params, to_unit(x)))
 
     def all_of(which: int, images: Images) -> np.ndarray:
@@ -62,9 +62,9 @@ def load_features(directory: Path, *, steps: int = 900) -> DigitFeatures:
     )
 
 
-def kept_parameters(path: Path, module: nn.Module, shape: tuple[int, ...], train: Callable[[], Any]) -> Any:
-    """The parameters that are kept in `path`, of a module on images of `shape`; trained first where there are none."""
-    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *shape)))
+def kept_parameters(path: Path, init: Callable[..., Any], shape: tuple[int, ...], train: Callable[[], Any]) -> Any:
+    """The parameters kept in `path`, of a module with this `init` on images of `shape`; trained where there are none."""
+    shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, *shape)))
     leaves, structure = jax.tree.flatten(shapes)
     if path.exists():
         with np.load(path) as kept:
