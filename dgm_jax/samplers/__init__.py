@@ -9,6 +9,7 @@ from dgm_jax.samplers.langevin import annealed_langevin, final_denoising, solve_
 from dgm_jax.samplers.multistep import AdamsBashforth, DPMSolverPP2M
 from dgm_jax.samplers.noise_levels import langevin_epsilon, largest_distance, level_count, level_ratio
 from dgm_jax.samplers.ode import sample_ode, solve_ode
+from dgm_jax.samplers.posterior import DPSStep, Replacement, colorization_transform
 from dgm_jax.samplers.predictor_corrector import Hold, PredictorCorrector, ReverseDiffusion
 from dgm_jax.samplers.recipes import (
     ddim,
@@ -20,4 +21,5 @@ from dgm_jax.samplers.recipes import (
     predictor_corrector,
 )
 from dgm_jax.samplers.sde import sample_sde, simulate_forward, solve_sde
+from dgm_jax.samplers.smc import Particles, resample, smc
 from dgm_jax.samplers.stepping import Samples

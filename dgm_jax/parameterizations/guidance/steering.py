@@ -99,7 +99,7 @@ def classifier_guided(
                 )
             return values.sum()
 
-        towards = process.variance(t) / process.alpha(t) * _scale_like(scale, t)
+        towards = process.variance(t) / process.alpha(t) * scale_like(scale, t)
         return denoise(x_t, t) + expand_to(towards, x_t) * jax.grad(total)(x_t)
 
     return guided
@@ -164,11 +164,11 @@ def check_scale(scale: Scale) -> None:
 
 def _extrapolated(from_: Data, to: Data, x_t: Data, scale: Scale) -> Data:
     """(1 - w) from_ + w to, which is `to` to the bit at w = 1."""
-    w = expand_to(_scale_like(scale, x_t[(slice(None),) + (0,) * (x_t.ndim - 1)]), x_t)
+    w = expand_to(scale_like(scale, x_t[(slice(None),) + (0,) * (x_t.ndim - 1)]), x_t)
     return (1 - w) * check_like(from_, x_t, "denoiser") + w * check_like(to, x_t, "denoiser")
 
 
-def _scale_like(scale: Scale, each: PerExample) -> PerExample:
+def scale_like(scale: Scale, each: PerExample) -> PerExample:
     """One scale per example."""
     if jnp.ndim(scale) == 1 and jnp.shape(scale) != each.shape:
         raise ValueError(f"Expected a scale per example {each.shape}, or one number; got {jnp.shape(scale)}.")
