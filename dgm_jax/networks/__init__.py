@@ -4,6 +4,7 @@
 needs Flax, and any other callable of that form serves as well. `net.clone(channels=64)` changes one setting.
 """
 
+from dgm_jax.networks.attention import CrossAttention, SelfAttention, multi_head_attention
 from dgm_jax.networks.autoencoder import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder
 from dgm_jax.networks.dcgan import DCGANCritic, DCGANGenerator, InstanceNorm, layer_norm
 from dgm_jax.networks.dense import DenseCritic, DenseGenerator
@@ -12,7 +13,6 @@ from dgm_jax.networks.layers import (
     Downsample,
     GroupNorm,
     ResidualBlock,
-    SelfAttention,
     Upsample,
     depth_to_space,
     group_norm,
@@ -29,6 +29,7 @@ __all__ = [
     "Conditioning",
     "ConvDecoder",
     "ConvEncoder",
+    "CrossAttention",
     "DCGANCritic",
     "DCGANGenerator",
     "DenseCritic",
@@ -46,6 +47,7 @@ __all__ = [
     "depth_to_space",
     "group_norm",
     "layer_norm",
+    "multi_head_attention",
     "sinusoidal_embedding",
     "space_to_depth",
     "spectral_normalize",

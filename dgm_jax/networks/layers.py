@@ -1,7 +1,7 @@
 """The layers that the networks share: conditioning on time and class, and the blocks of the DDPM U-Net.
 
-Images are [batch, height, width, channels]. Parameters are float32; a layer computes in its `dtype`, and group
-norm and softmax compute their sums in at least float32.
+Images are [batch, height, width, channels]. Parameters are float32; a layer computes in its `dtype`, and sums of group
+norm are in at least float32.
 
 Reference: Ho, Jain and Abbeel, "Denoising diffusion probabilistic models", 2020, arXiv:2006.11239, appendix B.
 """
@@ -194,26 +194,6 @@ class ResidualBlock(nn.Module):
         if x.shape[-1] != self.features:
             x = dense(name="shortcut")(x)
         return x.astype(dtype) + h
-
-
-class SelfAttention(nn.Module):
-    """x plus single-head self-attention over all pixels of norm(x), the output projection zero at first."""
-
-    groups: int = 32
-    dtype: DTypeLike | None = None
-
-    @nn.compact
-    def __call__(self, x: Images) -> Images:
-        """`x` plus its attention, in the same shape."""
-        batch, height, width, channels = x.shape
-        dtype = x.dtype if self.dtype is None else self.dtype
-        dense = partial(nn.Dense, channels, dtype=dtype)
-        h = GroupNorm(self.groups, name="norm")(x).reshape(batch, height * width, channels)
-        query, key, value = (dense(kernel_init=KERNEL_INIT, name=name)(h) for name in ("query", "key", "value"))
-        logits = jnp.einsum("bqc,bkc->bqk", query, key) * channels**-0.5
-        weights = nn.softmax(logits.astype(sum_dtype(dtype))).astype(dtype)
-        h = jnp.einsum("bqk,bkc->bqc", weights, value)
-        return x.astype(dtype) + dense(kernel_init=ZERO_INIT, name="out")(h).reshape(x.shape)
 
 
 class Downsample(nn.Module):

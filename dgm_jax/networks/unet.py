@@ -2,9 +2,15 @@
 
 Levels halve the image; each has `blocks` residual blocks on the way down and `blocks + 1` on the way up, and each
 block on the way up reads, beside its input, the output of one block or convolution on the way down. Attention
-follows each block at the chosen resolutions, and sits between two blocks at the bottom.
+follows each block at the chosen resolutions, and sits between two blocks at the bottom. With a context, such as a
+caption's tokens, cross-attention does likewise.
 
-Reference: Ho, Jain and Abbeel, "Denoising diffusion probabilistic models", 2020, arXiv:2006.11239, appendix B.
+The features after the middle, from which the way up begins, are the bottleneck h. They are sown: after
+`out, state = net.apply(params, x_t, t, mutable="intermediates")` they are `state["intermediates"]["bottleneck"][0]`;
+and `shift` is added to them, with nothing else changed. What is sown is h before the shift.
+
+Reference: Ho, Jain and Abbeel, "Denoising diffusion probabilistic models", 2020, arXiv:2006.11239, appendix B; Rombach
+et al. 2022, arXiv:2112.10752, section 3.3, for the context; Kwon et al. 2022, arXiv:2210.10960, for the bottleneck.
 """
 
 from collections.abc import Sequence
@@ -14,15 +20,16 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from dgm_jax.networks.attention import Context, CrossAttention, Mask, SelfAttention, check_context
 from dgm_jax.networks.layers import (
     KERNEL_INIT,
     ZERO_INIT,
     Conditioning,
     Downsample,
     GroupNorm,
+    Images,
     Labels,
     ResidualBlock,
-    SelfAttention,
     Upsample,
     check_divisible,
     check_inputs,
@@ -49,6 +56,8 @@ class UNet(nn.Module):
         patch: side of the squares of pixels that enter as one pixel; above 1 for speed.
         time_scale: multiplies `t`; choose another for another conditioning scalar, such as EDM's c_noise.
         dtype: compute dtype; `None` is that of `x_t`. The output always has the dtype of `x_t`.
+        context_attention: heights at which each block looks at the context too, and then the middle; none: no context.
+        context_heads: of that attention; divides every width where it is.
     """
 
     channels: int
@@ -61,15 +70,36 @@ class UNet(nn.Module):
     patch: int = 1
     time_scale: float = 1000.0
     dtype: DTypeLike | None = None
+    context_attention: Sequence[int] = ()
+    context_heads: int = 1
 
     @nn.compact
-    def __call__(self, x_t: Data, t: PerExample, labels: Labels | None = None, *, train: bool = False) -> Data:
-        """The field at `x_t`; `train` turns dropout on, with the rng "dropout"."""
+    def __call__(
+        self,
+        x_t: Data,
+        t: PerExample,
+        labels: Labels | None = None,
+        *,
+        context: Context | None = None,
+        context_mask: Mask | None = None,
+        shift: Images | None = None,
+        train: bool = False,
+    ) -> Data:
+        """The field at `x_t`.
+
+        Args:
+            context: a sequence of vectors for each example, of which `context_mask` says which are there; `None` of it
+                is all. An example with none that is there is unconditional.
+            shift: added to the bottleneck's features, in their shape.
+            train: turns dropout on, with the rng "dropout".
+        """
         check_inputs(x_t, t, labels, self.num_classes)
         self._check(x_t.shape)
+        self._check_context(context, context_mask, len(x_t))
         dtype = x_t.dtype if self.dtype is None else self.dtype
         block = partial(ResidualBlock, groups=self.groups, dropout=self.dropout, dtype=dtype)
         attend = partial(SelfAttention, groups=self.groups, dtype=dtype)
+        look = partial(CrossAttention, self.context_heads, self.groups, dtype)
         conv = partial(nn.Conv, kernel_size=(3, 3), dtype=dtype)
         conditioning = Conditioning(self.channels, 4 * self.channels, self.num_classes, self.time_scale, dtype)(
             t, labels
@@ -87,11 +117,18 @@ class UNet(nn.Module):
                 h = block(self.channels * multiplier, name=f"down_{level}_block_{i}")(h, conditioning, train=train)
                 if h.shape[1] in self.attention:
                     h = attend(name=f"down_{level}_attention_{i}")(h)
+                if context is not None and h.shape[1] in self.context_attention:
+                    h = look(name=f"down_{level}_context_{i}")(h, context, context_mask)
                 skips.append(h)
 
         h = block(h.shape[-1], name="middle_block_0")(h, conditioning, train=train)
         h = attend(name="middle_attention")(h)
+        if context is not None:
+            h = look(name="middle_context")(h, context, context_mask)
         h = block(h.shape[-1], name="middle_block_1")(h, conditioning, train=train)
+        self.sow("intermediates", "bottleneck", h)
+        if shift is not None:
+            h = h + self._checked_shift(shift, h)
 
         for level, multiplier in reversed(tuple(enumerate(self.multipliers))):
             for i in range(self.blocks + 1):
@@ -99,6 +136,8 @@ class UNet(nn.Module):
                 h = block(self.channels * multiplier, name=f"up_{level}_block_{i}")(h, conditioning, train=train)
                 if h.shape[1] in self.attention:
                     h = attend(name=f"up_{level}_attention_{i}")(h)
+                if context is not None and h.shape[1] in self.context_attention:
+                    h = look(name=f"up_{level}_context_{i}")(h, context, context_mask)
             if level > 0:
                 h = Upsample(dtype, name=f"up_{level}")(h)
 
@@ -124,11 +163,32 @@ class UNet(nn.Module):
         reason = f"patch * 2**(levels - 1) = {factor} with patch={self.patch}, {levels=}, and each level halves both"
         check_divisible(shape[1:3], factor, reason)
         heights = [shape[1] // (self.patch * 2**level) for level in range(levels)]
-        if not set(self.attention) <= set(heights):
+        for name, chosen in (("attention", self.attention), ("context_attention", self.context_attention)):
+            if not set(chosen) <= set(heights):
+                raise ValueError(
+                    f"Expected {name} at heights among {heights}, as the feature maps have no others; "
+                    f"got {name}={chosen}."
+                )
+
+    def _check_context(self, context: Context | None, mask: Mask | None, batch: int) -> None:
+        if (context is None) == bool(self.context_attention):
+            got = "None" if context is None else context.shape
             raise ValueError(
-                f"Expected attention at heights among {heights}, as the feature maps have no others; "
-                f"got attention={self.attention}."
+                f"Expected a context where the network looks at one, and else none, as its "
+                f"context_attention={self.context_attention}; got {got}."
             )
+        if context is None and mask is not None:
+            raise ValueError(f"Expected context_mask=None, as there is no context; got a mask {mask.shape}.")
+        if context is not None:
+            check_context(context, mask, batch)
+
+    def _checked_shift(self, shift: Images, h: Images) -> Images:
+        if shift.shape != h.shape or not jnp.issubdtype(shift.dtype, jnp.floating):
+            raise ValueError(
+                f"Expected shift to be floating-point in the shape of the bottleneck, {h.shape}, as it is added there; "
+                f"got shape {shift.shape}, dtype {shift.dtype}."
+            )
+        return shift.astype(h.dtype)
 
 
 def ddpm_cifar10(*, dropout: float = 0.1, num_classes: int | None = None, dtype: DTypeLike | None = None) -> UNet:
