@@ -21,7 +21,9 @@ from dgm_jax.networks.layers import (
 )
 from dgm_jax.networks.mlp import MLP
 from dgm_jax.networks.monotone import MonotoneSchedule
+from dgm_jax.networks.spatial_autoencoder import SpatialDecoder, SpatialEncoder
 from dgm_jax.networks.spectral import spectral_normalize
+from dgm_jax.networks.text import Text, TextEncoder
 from dgm_jax.networks.unet import UNet, ddpm_cifar10, unet_8x8, unet_28x28
 
 __all__ = [
@@ -41,6 +43,10 @@ __all__ = [
     "MonotoneSchedule",
     "ResidualBlock",
     "SelfAttention",
+    "SpatialDecoder",
+    "SpatialEncoder",
+    "Text",
+    "TextEncoder",
     "UNet",
     "Upsample",
     "ddpm_cifar10",

@@ -169,7 +169,7 @@ class GroupNorm(nn.Module):
 class ResidualBlock(nn.Module):
     """x + conv(dropout(silu(norm(conv(silu(norm(x))) + dense(silu(conditioning)))))), the second conv zero at first.
 
-    Where the number of channels changes, x passes a 1x1 convolution.
+    Where the number of channels changes, x passes a 1x1 convolution; without conditioning nothing is added.
     """
 
     features: int
@@ -179,7 +179,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Images, conditioning: Features, *, train: bool = False
+        self, x: Images, conditioning: Features | None = None, *, train: bool = False
     ) -> Float[Array, "batch height width channels_out"]:
         """`x` after the block; `train` turns dropout on, with the rng "dropout"."""
         dtype = x.dtype if self.dtype is None else self.dtype
@@ -187,7 +187,8 @@ class ResidualBlock(nn.Module):
         dense = partial(nn.Dense, self.features, kernel_init=KERNEL_INIT, dtype=dtype)
         h = nn.silu(GroupNorm(self.groups, name="norm_1")(x))
         h = conv(kernel_init=KERNEL_INIT, name="conv_1")(h)
-        h = h + dense(name="conditioning")(nn.silu(conditioning))[:, None, None, :]
+        if conditioning is not None:
+            h = h + dense(name="conditioning")(nn.silu(conditioning))[:, None, None, :]
         h = nn.silu(GroupNorm(self.groups, name="norm_2")(h))
         h = nn.Dropout(self.dropout)(h, deterministic=not train)
         h = conv(kernel_init=ZERO_INIT, name="conv_2")(h)
@@ -234,9 +235,7 @@ def space_to_depth(x: Images, patch: int) -> Float[Array, "batch rows columns de
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // patch, width // patch, -1)
 
 
-def depth_to_space(
-    x: Float[Array, "batch rows columns depth"], patch: int
-) -> Float[Array, "batch height width channels"]:
+def depth_to_space(x: Float[Array, "batch rows columns depth"], patch: int) -> Images:
     """The inverse of `space_to_depth`."""
     batch, rows, columns, depth = x.shape
     if patch < 1 or depth % patch**2:
