@@ -6,10 +6,13 @@ posterior diffused, and E[x_0 | x_t, y] is its denoiser, under every process.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.stats
-from oracles import MIXTURE, Mixture
+from oracles import Mixture
 
 MASKED = np.array([[1.0, 0.0]])  # the first of two coordinates is measured
 MIXED = np.array([[0.8, -0.6]])  # one direction is
@@ -52,4 +55,43 @@ def isotropic(dim: int, std: float) -> Mixture:
     return Mixture(np.ones(1), np.linspace(-0.8, 1.3, dim)[None], std**2 * np.eye(dim)[None])
 
 
-__all__ = ["BOTH", "MASKED", "MIXED", "MIXTURE", "Exact", "condition", "isotropic"]
+def affine_denoiser(mixture: Mixture, alpha: float, sigma: float) -> tuple[np.ndarray, np.ndarray]:
+    """(gain, offset) of E[x_0 | x_t] = gain x_t + offset for data of one Gaussian."""
+    mean, covariance = mixture.means[0], mixture.covariances[0]
+    gain = alpha * np.linalg.solve(alpha**2 * covariance + sigma**2 * np.eye(len(mean)), covariance).T
+    return gain, mean - alpha * gain @ mean
+
+
+def levels_of(process, ts) -> list[tuple[float, float]]:
+    """(alpha, sigma) of every point of a grid, in float64."""
+    with jax.enable_x64(True):
+        t = jnp.asarray(np.asarray(ts, np.float64))
+        return [(float(a), float(s)) for a, s in zip(process.alpha(t), process.sigma(t), strict=True)]
+
+
+def ancestral_moments(levels, denoiser, dim, *, known=None, y=None, resamples=1):
+    """Exact mean and covariance at the last level of ancestral sampling with an affine denoiser, from the prior.
+
+    Args:
+        levels: (alpha, sigma) of every point, falling from noise.
+        denoiser: (alpha, sigma) -> (gain, offset).
+        known, y: coordinates that are replaced after each step by alpha y + sigma noise, and what by.
+        resamples: times each step is made, with a step of the forward process before each but the first.
+    """
+    (_, first), *_ = levels
+    mean, covariance, eye = np.zeros(dim), first**2 * np.eye(dim), np.eye(dim)
+    for (alpha_t, sigma_t), (alpha_s, sigma_s) in pairwise(levels):
+        gain, offset = denoiser(alpha_t, sigma_t)
+        forward = alpha_t / alpha_s  # q(x_t | x_s) = N(forward x_s, spread I)
+        spread = sigma_t**2 - forward**2 * sigma_s**2
+        of_state, of_data = forward * sigma_s**2 / sigma_t**2, alpha_s * spread / sigma_t**2
+        step = of_state * eye + of_data * gain
+        for i in range(resamples):
+            if i:
+                mean, covariance = forward * mean, forward**2 * covariance + spread * eye
+            mean = step @ mean + of_data * offset
+            covariance = step @ covariance @ step.T + spread * sigma_s**2 / sigma_t**2 * eye
+            if known is not None:
+                mean = np.where(known, alpha_s * y, mean)
+                covariance = np.where(known[:, None] | known[None], 0.0, covariance) + sigma_s**2 * np.diag(known)
+    return mean, covariance
