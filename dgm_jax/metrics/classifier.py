@@ -87,28 +87,36 @@ def logistic(*, penalty: float) -> Fit:
     _check_positive(penalty, "penalty", "the minimum of separable data is at infinity without")
 
     def fit(x: Points, labels: Labels, key: Keys) -> Classifier:
-        standardise = _standardise(x)
-        design = _with_one(standardise(x))
-        targets = labels.astype(x.dtype)
-        ridge = jnp.full(design.shape[1], penalty, x.dtype).at[-1].set(0)  # the intercept is free
-
-        def objective(w: Array) -> Scalar:
-            logits = design @ w
-            return (jax.nn.softplus(logits) - targets * logits).sum() + (ridge * w**2).sum() / 2
-
-        def newton(_: Array, w: Array) -> Array:
-            probability = jax.nn.sigmoid(design @ w)
-            gradient = design.T @ (probability - targets) + ridge * w
-            hessian = (design.T * (probability * (1 - probability))[None]) @ design + jnp.diag(ridge)
-            # of a whole step and shorter ones the best: far from the minimum a whole one may overshoot
-            steps = 0.5 ** jnp.arange(8, dtype=x.dtype)
-            tried = w[None] - steps[:, None] * jnp.linalg.solve(hessian, gradient)[None]
-            return tried[jnp.argmin(jax.lax.map(objective, tried))]
-
-        w = jax.lax.fori_loop(0, 20, newton, jnp.zeros(design.shape[1], x.dtype))
-        return lambda x: jax.nn.sigmoid(_with_one(standardise(x)) @ w)
+        weights, intercept = logistic_weights(x, labels, penalty=penalty)
+        return lambda x: jax.nn.sigmoid(x @ weights + intercept)
 
     return fit
+
+
+def logistic_weights(x: Points, labels: Labels, *, penalty: float) -> tuple[Float[Array, " dim"], Scalar]:
+    """(weights, intercept) of `logistic`, in the units of the points: log odds of label 1 are x . weights + intercept."""
+    _check_positive(penalty, "penalty", "the minimum of separable data is at infinity without")
+    centre, spread = _standardisation(x)
+    design = _with_one((x - centre) / spread)
+    targets = labels.astype(x.dtype)
+    ridge = jnp.full(design.shape[1], penalty, x.dtype).at[-1].set(0)  # the intercept is free
+
+    def objective(w: Array) -> Scalar:
+        logits = design @ w
+        return (jax.nn.softplus(logits) - targets * logits).sum() + (ridge * w**2).sum() / 2
+
+    def newton(_: Array, w: Array) -> Array:
+        probability = jax.nn.sigmoid(design @ w)
+        gradient = design.T @ (probability - targets) + ridge * w
+        hessian = (design.T * (probability * (1 - probability))[None]) @ design + jnp.diag(ridge)
+        # of a whole step and shorter ones the best: far from the minimum a whole one may overshoot
+        steps = 0.5 ** jnp.arange(8, dtype=x.dtype)
+        tried = w[None] - steps[:, None] * jnp.linalg.solve(hessian, gradient)[None]
+        return tried[jnp.argmin(jax.lax.map(objective, tried))]
+
+    w = jax.lax.fori_loop(0, 20, newton, jnp.zeros(design.shape[1], x.dtype))
+    weights = w[:-1] / spread[0]
+    return weights, w[-1] - centre[0] @ weights
 
 
 def nearest_neighbours(k: int) -> Fit:
@@ -165,10 +173,15 @@ def mlp(widths: tuple[int, ...], *, steps: int, rate: float) -> Fit:
 
 
 def _standardise(x: Points) -> Callable[[Array], Array]:
+    centre, spread = _standardisation(x)
+    return lambda points: (points - centre) / spread
+
+
+def _standardisation(x: Points) -> tuple[Float[Array, "1 dim"], Float[Array, "1 dim"]]:
+    """Mean and standard deviation of each coordinate, the latter infinite where a coordinate tells nothing."""
     centre, spread = x.mean(0, keepdims=True), x.std(0, keepdims=True)
     rounding = 16 * jnp.finfo(x.dtype).eps * jnp.abs(centre)
-    spread = jnp.where(spread > rounding, spread, jnp.inf)  # a constant coordinate tells nothing
-    return lambda points: (points - centre) / spread
+    return centre, jnp.where(spread > rounding, spread, jnp.inf)
 
 
 def _with_one(x: Array) -> Array:
