@@ -59,7 +59,7 @@ def train(steps: int, *, batch: int = 100) -> Any:
         classes = optax.softmax_cross_entropy_with_integer_labels(answers[:, :CLASSES], labels)
         return classes.mean() + ((answers[:, CLASSES:] - colour(hues)) ** 2).mean()
 
-    optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
+    optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, max(steps, 1)))
     state = init_state(CLASSIFIER.init(jax.random.key(0), jnp.zeros((1, *SHAPE))), optimizer, jax.random.key(1))
     step = jax.jit(make_step(loss, optimizer, ema_decay=0.98), donate_argnums=0)
     rows = batches(source("mnist5k", "train"), batch, seed=0)

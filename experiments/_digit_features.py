@@ -50,8 +50,8 @@ class DigitFeatures(NamedTuple):
 
 def load_features(directory: Path, *, steps: int = 900) -> DigitFeatures:
     """The classifier that is kept in `directory`, trained first where there is none."""
-    params = kept_parameters(directory / "classifier.npz", Classifier().init, (28, 28, 1), lambda: train(steps))
-    apply = jax.jit(lambda x: Classifier().apply(params, to_unit(x)))
+    classify = load_classifier(directory, steps=steps)
+    apply = jax.jit(lambda x: classify(to_unit(x)))
 
     def all_of(which: int, images: Images) -> np.ndarray:
         parts = [apply(jnp.asarray(images[i : i + 500]))[which] for i in range(0, len(images), 500)]
@@ -62,8 +62,14 @@ def load_features(directory: Path, *, steps: int = 900) -> DigitFeatures:
     )
 
 
+def load_classifier(directory: Path, *, steps: int = 900) -> Callable[[Array], tuple[Array, Array]]:
+    """The same as a function of images [n, 28, 28, 1] in [-1, 1] that JAX can trace: features, and logits."""
+    params = kept_parameters(directory / "classifier.npz", Classifier().init, (28, 28, 1), lambda: train(steps))
+    return lambda x: Classifier().apply(params, x)  # type: ignore[return-value]
+
+
 def kept_parameters(path: Path, init: Callable[..., Any], shape: tuple[int, ...], train: Callable[[], Any]) -> Any:
-    """The parameters kept in `path`, of a module with this `init` on images of `shape`; trained where there are none."""
+    """The parameters kept in `path`, of a module with this `init` on images of `shape`; trained where they are not."""
     shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, *shape)))
     leaves, structure = jax.tree.flatten(shapes)
     if path.exists():
@@ -89,7 +95,7 @@ def train(steps: int, *, batch: int = 100) -> Any:
         _, logits = Classifier().apply(params, x)  # type: ignore[misc]
         return optax.softmax_cross_entropy_with_integer_labels(logits, digits["label"].reshape(-1)).mean()  # type: ignore[arg-type]
 
-    optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
+    optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, max(steps, 1)))
     state = init_state(Classifier().init(jax.random.key(0), jnp.zeros((1, 28, 28, 1))), optimizer, jax.random.key(1))
     step = jax.jit(make_step(loss, optimizer, ema_decay=0.98), donate_argnums=0)
     rows = batches(source("mnist5k", "train"), batch, seed=0)

@@ -76,6 +76,7 @@ def tilted_points(scale: float, n: int, seed: int, cells: int = 1600) -> np.ndar
     return points.astype(np.float32)
 
 
+@lru_cache
 def guided_points(method: str, n: int, steps: int) -> Callable[[float, int], np.ndarray]:
     """(scale, seed) -> points of guidance by exact denoisers, compiled once for all scales."""
     conditional, unconditional = (Diffused(mixture).denoiser(VP) for mixture in (ASKED, EVERYTHING))

@@ -32,6 +32,8 @@ def strength_figure(found: dict[Any, Any], real: dict[str, Any], path: Path) -> 
             ax.axhspan(level - 2 * spread, level + 2 * spread, color="0.85", lw=0, label="real digits")
             for shift, (method, (color, style)) in zip((-0.06, 0.0, 0.06), LINES.items(), strict=True):
                 own = [scale for m, scale in found if m == method]
+                if not own:
+                    continue
                 values = np.array([found[method, scale][name] for scale in own])
                 at = [place[scale] + shift for scale in own]
                 ax.errorbar(at, values[:, 0], 2 * values[:, 1], fmt=style, color=color, ms=4, lw=1.2, label=method)
@@ -52,14 +54,16 @@ def grid_figure(pictures: dict[str, np.ndarray], scales: tuple[float, ...], path
         axes = fig.subplots(2, 2).flat
         for ax, method in zip(axes, LINES, strict=False):
             own = [scale for scale in scales if f"{method} {scale:g}" in pictures]
+            if not own:
+                continue
             images = np.concatenate([pictures[f"{method} {scale:g}"][:20] for scale in own])
             ax.imshow((np.clip(tiled(images, 20), -1, 1) + 1) / 2, interpolation="nearest")
             ax.set_yticks(16 * np.arange(len(own)) + 7.5, [f"{scale:g}" for scale in own], fontsize=7)
             ax.set(title=method, ylabel="w", xticks=[])
             ax.tick_params(length=0)
             ax.spines[:].set_visible(False)
-        for ax in axes:
-            ax.set_visible(False)
+        for ax in fig.axes:
+            ax.set_visible(bool(ax.images))
         save(fig, path, dpi=130)
 
 
@@ -76,7 +80,7 @@ def exact_figure(exact: dict[Any, Any], points: int, steps: int, path: Path) -> 
         fig = figure(8.2, 2.9)
         axes = fig.subplots(1, 3, width_ratios=(1, 1, 1.25))
         for ax, method in zip(axes, ("ODE", methods[-1]), strict=False):
-            x = guided_points(method, min(points, 1500), steps)(scale, 0)
+            x = guided_points(method, points, steps)(scale, 0)[:1500]
             ax.plot(*x.T, ".", ms=1.5, color=colors[method], alpha=0.6)
             ax.contour(ticks, ticks, density, levels=(0.02, 0.1, 0.4, 0.8), colors="k", linewidths=0.7)
             ax.set(title=f"{method}, w = {scale:g}", xlabel="$x_1$", ylabel="$x_2$", aspect="equal")

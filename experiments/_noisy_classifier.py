@@ -73,7 +73,7 @@ def train(steps: int, *, batch: int = 128) -> Any:
         found: Any = NoisyClassifier().apply(params, PROCESS.perturb(x_0, t, normal_like(key_noise, x_0)), t)
         return -jnp.take_along_axis(found, digits["label"].reshape(-1, 1), axis=1).mean()
 
-    optimizer = optax.adamw(optax.cosine_decay_schedule(2e-3, steps), weight_decay=1e-3)
+    optimizer = optax.adamw(optax.cosine_decay_schedule(2e-3, max(steps, 1)), weight_decay=1e-3)
     params = _init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
     state = init_state(params, optimizer, jax.random.key(1))
     step = jax.jit(make_step(loss, optimizer, ema_decay=0.98), donate_argnums=0)

@@ -59,6 +59,7 @@ class Config:
     """Draw digits with guidance of many strengths, and score them."""
 
     scales: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+    methods: tuple[str, ...] = METHODS
     low: float = 0.3  # noise levels sigma/alpha between which the limited guidance acts
     high: float = 3.0
     quantile: float = 0.995  # of the dynamic threshold
@@ -79,16 +80,17 @@ class Config:
 
 SMOKE = Config(
     scales=(0.0, 1.0, 3.0),
+    methods=("guidance", "limited interval"),
     drawn=40,
     sets=2,
     steps=3,
     points=100,
     exact_steps=4,
     exact_sets=2,
-    moves=(1,),
+    moves=(),
     cells=100,
     trained=STAND_IN,
-    features=5,
+    features=0,
     run_dir="runs/guidance_strength-smoke",
     smoke=True,
 )
@@ -186,7 +188,7 @@ def compute_digits(config: Config, run: Run) -> dict[str, np.ndarray]:
         for i, images in enumerate(real_sets(config, known, grey)):
             run.log(part="digits", method=REAL, scale=0.0, set=i, **score(images))
     pictures = {}
-    for method in METHODS:
+    for method in config.methods:
         draw = drawer(method, config)
         for scale in (w for m, w in cells(config) if m == method):
             path = run.directory / f"drawn-{method.replace(' ', '-')}-{scale:g}.npy"
@@ -237,7 +239,7 @@ def line(run: Run, method: str, scale: float) -> str:
 
 def cells(config: Config) -> list[tuple[str, float]]:
     """All methods and scales that are computed: up to w = 1 there is nothing to limit."""
-    return [(method, w) for method in METHODS for w in config.scales if w > 1 or method == "guidance"]
+    return [(method, w) for method in config.methods for w in config.scales if w > 1 or method == METHODS[0]]
 
 
 def main(config: Config) -> None:

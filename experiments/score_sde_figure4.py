@@ -42,6 +42,7 @@ TITLES = ("known part, RMS error", "class accuracy", "spread of colour in a digi
 class Config:
     """Draw digits of a class, with hidden pixels, in unknown colours."""
 
+    kinds: tuple[str, ...] = ("class", "told", "middle hidden", "right half hidden", "colour hidden")
     inputs: int = 50  # held-out digits, as many of each class
     draws: int = 4  # of each
     steps: int = 100  # of ancestral sampling
@@ -56,13 +57,14 @@ class Config:
 
 
 SMOKE = Config(
+    kinds=("class", "middle hidden", "colour hidden"),
     inputs=20,
     draws=2,
     steps=3,
     resamples=1,
     scale=1.0,
     trained=STAND_IN,
-    features=3,
+    features=0,
     run_dir="runs/score_sde_figure4-smoke",
     smoke=True,
 )
@@ -75,7 +77,7 @@ def masks() -> dict[str, np.ndarray]:
     """What is known, 1 for known, by task: all but the middle, the left half, the grey of every pixel."""
     middle, half, grey = (np.zeros(SHAPE, np.float32) for _ in range(3))
     middle[:] = half[:, :8] = 1
-    middle[4:12, 4:12] = 0
+    middle[5:11, 5:11] = 0
     grey[..., 0] = 1
     return {"middle hidden": middle, "right half hidden": half, "colour hidden": grey}
 
@@ -98,7 +100,7 @@ def tasks(config: Config) -> dict[str, tuple[str, float]]:
         rows[f"{name}, replacement"] = (name, 1.0)
         if config.resamples > 1:
             rows[f"{name}, {config.resamples} resamples"] = (name, float(config.resamples))
-    return rows
+    return {row: (kind, strength) for row, (kind, strength) in rows.items() if kind in config.kinds}
 
 
 def sampler(config: Config, kind: str, strength: float) -> Callable[[np.ndarray, np.ndarray, int], np.ndarray]:
@@ -217,18 +219,18 @@ def figure4(config: Config, drawn: dict[str, np.ndarray], images: np.ndarray, pa
 
     from experiments._figures import STYLE, figure, save, tiled
 
-    classes = f"classifier, w = {config.scale:g}"
-    middle, half, grey = (list(drawn)[-1].replace("colour hidden", name) for name in masks())
-    how = grey.split(", ")[1]
+    classes, how = f"classifier, w = {config.scale:g}", list(drawn)[-1].split(", ")[1]
     shown = np.array([3, 5, 8, 4, 2, 7]) + 10 * min(config.inputs // 10 - 1, 3)
-    gray = np.repeat(images.mean(-1, keepdims=True), 3, -1)
+    inpainted = [kind for kind in ("middle hidden", "right half hidden") if kind in config.kinds]
 
-    def rows(name: str, seen: np.ndarray, which: np.ndarray) -> list[np.ndarray]:
-        return [np.stack([images[i], seen[i], *drawn[name][:4, i]]) for i in which]
+    def rows(kind: str, which: np.ndarray) -> list[np.ndarray]:
+        grey = np.repeat(images.mean(-1, keepdims=True), 3, -1)
+        seen = grey if kind == "colour hidden" else np.where(masks()[kind][None] > 0, images, 0.2)
+        return [np.stack([images[i], seen[i], *drawn[f"{kind}, {how}"][:4, i]]) for i in which]
 
-    hidden = [np.where(masks()[name.split(",")[0]][None] > 0, images, 0.2) for name in (middle, half)]
-    painted = np.stack(rows(middle, hidden[0], shown[:3]) + rows(half, hidden[1], shown[3:]))
-    coloured = np.stack(rows(grey, gray, shown))
+    parts = np.array_split(shown, len(inpainted))
+    painted = np.stack([row for kind, part in zip(inpainted, parts, strict=True) for row in rows(kind, part)])
+    coloured = np.stack(rows("colour hidden", shown))
     panels = (
         (
             drawn[classes].reshape(-1, CLASSES, *SHAPE)[:6],
