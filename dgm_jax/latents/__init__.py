@@ -6,6 +6,7 @@ from dgm_jax.latents.edits import Tradeoff, realism_faithfulness, sdedit
 from dgm_jax.latents.generators import Inversion, invert_generator
 from dgm_jax.latents.interpolation import interpolate, linear, spherical
 from dgm_jax.latents.inversion import FixedPointEuler, ddim_invert, decode, encode
+from dgm_jax.latents.latent_diffusion import draw_latents, flattened, latent_scale, scaled_space
 from dgm_jax.latents.measures import (
     Effects,
     Separability,

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import diffrax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from dgm_jax.latents.generators import invert_generator
 from dgm_jax.latents.inversion import ddim_invert, decode, encode
@@ -26,12 +27,14 @@ from dgm_jax.samplers import solve_ode
 from dgm_jax.samplers.grid import Grid
 from dgm_jax.typing import Data, Denoiser, Keys
 
+Latents = Float[Array, " batch *latent"]
+
 
 class LatentSpace(NamedTuple):
     """encode: [batch, *event] -> latents [batch, *latent]; decode: back. Each is pure, and of any batch."""
 
-    encode: Callable[[Data], Data]
-    decode: Callable[[Data], Data]
+    encode: Callable[[Data], Latents]
+    decode: Callable[[Latents], Data]
 
 
 def diffusion_space(denoise: Denoiser, process: GaussianProcess, *, ts: Grid, **options: Any) -> LatentSpace:
@@ -79,7 +82,7 @@ def noised_space(process: GaussianProcess, sample: Callable[[Data], Data], key: 
     return LatentSpace(noised, sample)
 
 
-def vae_space(encode: Callable[[Data], tuple[Data, Data]], decode: Callable[[Data], Data]) -> LatentSpace:
+def vae_space(encode: Callable[[Data], tuple[Latents, Latents]], decode: Callable[[Latents], Data]) -> LatentSpace:
     """The means of a VAE's posteriors.
 
     Args:
@@ -90,7 +93,7 @@ def vae_space(encode: Callable[[Data], tuple[Data, Data]], decode: Callable[[Dat
 
 
 def gan_space(
-    generate: Callable[[Data], Data],
+    generate: Callable[[Latents], Data],
     key: Keys,
     *,
     latent_shape: tuple[int, ...],
@@ -101,7 +104,7 @@ def gan_space(
 ) -> LatentSpace:
     """A generator, and its inverse by optimisation: see `generators.invert_generator`."""
 
-    def invert(x: Data) -> Data:
+    def invert(x: Data) -> Latents:
         return invert_generator(
             generate,
             x,
