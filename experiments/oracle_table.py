@@ -24,6 +24,7 @@ from experiments._oracle_floor import floor_rows
 from experiments._oracle_frechet import frechet_rows
 from experiments._oracle_guidance import guidance_rows
 from experiments._oracle_langevin import langevin_rows
+from experiments._oracle_latents import latent_rows
 from experiments._oracle_marginal import marginal_rows
 from experiments._oracle_rows import (
     Row,
@@ -63,6 +64,7 @@ SECTIONS = {
     "Langevin dynamics and score matching": langevin_rows,
     "Forward simulation": forward_rows,
     "Likelihood": likelihood_rows,
+    "Latents": latent_rows,
     "Bounds": bound_rows,
     "Dequantisation": dequantisation_rows,
     "Marginal likelihood and vector quantisation": marginal_rows,

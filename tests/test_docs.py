@@ -157,7 +157,7 @@ def test_every_method_has_a_row():
         for node in ast.parse(Path(weights.__file__).read_text()).body
         if isinstance(node, ast.FunctionDef)
     }
-    for file in ("parameterizations", "losses", "samplers", "metrics"):
+    for file in ("parameterizations", "losses", "samplers", "metrics", "latents"):
         module = importlib.import_module(f"dgm_jax.{file}")
         public |= {f"{file}.{n}" for n, value in vars(module).items() if isinstance(value, types.FunctionType)}
     public.remove("samplers.coordinates_of")  # not a method but the table behind three of them

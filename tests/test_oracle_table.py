@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from dgm_jax import likelihood, losses, metrics, samplers
+from dgm_jax import latents, likelihood, losses, metrics, samplers
 from dgm_jax.losses import denoising, flows, priors, quantization, weights
 from dgm_jax.parameterizations import guidance
 from dgm_jax.processes import schedules
@@ -57,6 +57,7 @@ METHODS = {
     "priors": (functions(priors), "priors."),
     "processes": (functions(schedules), ""),
     "likelihood": (functions(likelihood), ""),
+    "latents": (functions(latents), ""),
     "metrics": (functions(metrics) - NOT_METRICS, ""),
 }
 
