@@ -54,7 +54,8 @@ def train(steps: int, *, batch: int = 100) -> Any:
     def loss(params: Any, digits: dict[str, Array], key: Array) -> Array:
         key_hue, key_move = jax.random.split(key)
         hues = drawn_hues(key_hue, len(digits["image"]))
-        _, answers = CLASSIFIER.apply(params, moved(coloured(digits["image"], hues), key_move, 1) + 1)  # type: ignore
+        found: Any = CLASSIFIER.apply(params, moved(coloured(digits["image"], hues), key_move, 1) + 1)
+        answers = found[1]
         labels = digits["label"].reshape(-1)
         classes = optax.softmax_cross_entropy_with_integer_labels(answers[:, :CLASSES], labels)
         return classes.mean() + ((answers[:, CLASSES:] - colour(hues)) ** 2).mean()

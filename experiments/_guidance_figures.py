@@ -27,7 +27,8 @@ def strength_figure(found: dict[Any, Any], real: dict[str, Any], path: Path) -> 
     place = {scale: i for i, scale in enumerate(scales)}
     with matplotlib.rc_context(STYLE):
         fig = figure(7.6, 4.6)
-        for ax, (name, title) in zip(fig.subplots(2, 3).flat, PANELS.items(), strict=True):
+        axes = fig.subplots(2, 3).flat
+        for ax, (name, title) in zip(axes, PANELS.items(), strict=True):
             level, spread = real[name]
             ax.axhspan(level - 2 * spread, level + 2 * spread, color="0.85", lw=0, label="real digits")
             for shift, (method, (color, style)) in zip((-0.06, 0.0, 0.06), LINES.items(), strict=True):
@@ -43,7 +44,7 @@ def strength_figure(found: dict[Any, Any], real: dict[str, Any], path: Path) -> 
             else:
                 ax.set_ylim(0, None)
             ax.set_xticks(range(len(scales)), [f"{scale:g}" for scale in scales])
-        fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+        fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
         save(fig, path, dpi=130)
 
 
@@ -77,7 +78,7 @@ def exact_figure(exact: dict[Any, Any], points: int, steps: int, path: Path) -> 
     density = density.reshape(cells, cells) / density.max()
     ticks = (np.arange(cells) + 0.5) / cells * (HIGH - LOW) + LOW
     with matplotlib.rc_context(STYLE):
-        fig = figure(8.2, 2.9)
+        fig = figure(8.2, 3.1)
         axes = fig.subplots(1, 3, width_ratios=(1, 1, 1.25))
         for ax, method in zip(axes, ("ODE", methods[-1]), strict=False):
             x = guided_points(method, points, steps)(scale, 0)[:1500]
@@ -91,7 +92,7 @@ def exact_figure(exact: dict[Any, Any], points: int, steps: int, path: Path) -> 
             error = 2 * values.std(1, ddof=1) / np.sqrt(values.shape[1])
             kind = {"ls": styles[method], "marker": ""} if method == FLOOR else {"fmt": styles[method]}
             ax.errorbar(scales, values.mean(1), error, **kind, ms=3, lw=1.1, color=colors[method], label=method)
-        ax.set(xlabel="guidance scale w", ylabel="sliced Wasserstein-2 distance", title="to p(x) p(c | x)^w")
+        ax.set(xlabel="guidance scale w", ylabel="sliced Wasserstein-2 distance", title="from p(x) p(c | x)^w")
         ax.set_ylim(0, None)
-        ax.legend(frameon=False, fontsize=7)
+        fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=len(methods), frameon=False)
         save(fig, path, dpi=130)

@@ -94,7 +94,7 @@ def decoder(config: Config, t: float) -> Callable[[np.ndarray, np.ndarray, np.nd
             denoise = jax.jit(lambda x_t, s: denoise_given(x_t, s, jnp.full(len(x_t), NULL)))
             return solve_sde(denoise, PROCESS, mixed, key_decode, ts=ts, solver=Ancestral()).x  # one key for all shares
 
-        return jnp.moveaxis(jax.lax.map(decode, linear(*codes, shares)), 0, 1)
+        return jnp.moveaxis(jax.lax.map(decode, linear(codes[0], codes[1], shares)), 0, 1)
 
     mapped = pmap_sampler(program)
 

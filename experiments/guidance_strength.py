@@ -39,7 +39,8 @@ from experiments._guidance_exact import FLOOR, guided_points, methods, tilted_po
 from experiments._run import Run, begin, parse
 from experiments.colour_digits import PROCESS, STAND_IN, T_MIN, Conditional, load_conditional
 
-METHODS = ("guidance", "limited interval", "dynamic threshold")
+ABOVE = {"guidance": -1.0, "limited interval": 1.0, "dynamic threshold": 2.0}  # scales from which a method is drawn
+METHODS = tuple(ABOVE)
 MEASURES = ("accuracy", "precision", "recall", "density", "coverage", "frechet", "beyond")
 TITLES = {
     "accuracy": "class accuracy",
@@ -238,8 +239,8 @@ def line(run: Run, method: str, scale: float) -> str:
 
 
 def cells(config: Config) -> list[tuple[str, float]]:
-    """All methods and scales that are computed: up to w = 1 there is nothing to limit."""
-    return [(method, w) for method in config.methods for w in config.scales if w > 1 or method == METHODS[0]]
+    """All methods and scales that are computed: up to w = 1 there is nothing to limit, and little to clip up to 2."""
+    return [(method, w) for method in config.methods for w in config.scales if w > ABOVE[method]]
 
 
 def main(config: Config) -> None:
@@ -274,8 +275,8 @@ def write(config: Config, run: Run, found: dict[Any, Any], real: dict[str, Any],
         for (method, scale), distances in exact.items():
             value, error = np.mean(distances), np.std(distances, ddof=1) / np.sqrt(len(distances))
             writer.writerow(["plane", method, scale, "sliced Wasserstein-2", f"{value:.5g}", f"{error:.2g}"])
-    rows = [[f"{m}, w = {w:g}", *(plus_minus(*found[m, w][name], 3) for name in MEASURES)] for m, w in found]
-    rows.insert(0, ["real digits, +- of one set", *(plus_minus(*real[name], 3) for name in MEASURES)])
+    rows = [[f"{m}, w = {w:g}", *(plus_minus(*found[m, w][name], digits=3) for name in MEASURES)] for m, w in found]
+    rows.insert(0, ["real digits, +- of one set", *(plus_minus(*real[name], digits=3) for name in MEASURES)])
     text = markdown(["", *TITLES.values()], rows)
     exact_rows = [[m, *(f"{np.mean(exact[m, w]):.3f}" for w in config.scales)] for m in (FLOOR, *methods(config.moves))]
     text += "\n" + markdown(["", *(f"w = {w:g}" for w in config.scales)], exact_rows)

@@ -225,7 +225,7 @@ def measured(config: Config, space: LatentSpace, dim: int, digits: Digits) -> di
     again = space.decode(held_out)
     draws = jax.random.normal(jax.random.key(1), (2, config.pairs, dim))
     length = perceptual_path_length(
-        space.decode, *draws, digits.features, jax.random.key(2), epsilon=config.epsilon, rule=spherical
+        space.decode, draws[0], draws[1], digits.features, jax.random.key(2), epsilon=config.epsilon, rule=spherical
     )
     directions = directions_of(latents, digits.known, config.penalty)
     apart = [_separability(latents, above, penalty=config.penalty) for above in above_median(digits.known)]

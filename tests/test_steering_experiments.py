@@ -153,8 +153,9 @@ def test_tilted_points_have_the_moments_of_quadrature(default_jax):
             _guidance_exact.WEIGHTS, _guidance_exact.MEANS, _guidance_exact.COVARIANCES, strict=True
         )
     ]
-    joint = sum(part for part, label in zip(parts, _guidance_exact.CLASS, strict=True) if label == 0)
-    density = sum(parts) * (joint / sum(parts)) ** 3
+    everything = np.sum(parts, 0)
+    asked = np.sum([part for part, label in zip(parts, _guidance_exact.CLASS, strict=True) if label == 0], 0)
+    density = everything * (asked / everything) ** 3
     mean = (density[..., None] * grid).sum((0, 1)) / density.sum()
     variance = (density[..., None] * (grid - mean) ** 2).sum((0, 1)) / density.sum()
     x = _guidance_exact.tilted_points(3.0, 20_000, 0, 400)
