@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
-from oracles import Mixture
+
+from tests.oracles import Mixture
 
 MASKED = np.array([[1.0, 0.0]])  # the first of two coordinates is measured
 MIXED = np.array([[0.8, -0.6]])  # one direction is
