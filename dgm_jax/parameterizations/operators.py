@@ -21,9 +21,10 @@ from math import prod
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, Bool, Float
 
-from dgm_jax.numerics import expand_to, is_count, known, sum_events
+from dgm_jax.numerics import expand_to, is_count, known
 from dgm_jax.typing import Data, PerExample
 
 Observation = Float[Array, " batch *observation"]
@@ -97,8 +98,15 @@ def solved(operator: LinearOperator, y: Observation, of_gram: Factor, of_identit
     if operator.solve is not None:
         return operator.solve(y, of_gram, of_identity)
     adjoint = adjoint_of(operator)
-    a, b = _column(of_gram, y), _column(of_identity, y)
-    return _conjugate_gradients(lambda v: a * operator(adjoint(v)) + b * v, y)
+    tolerance = float(jnp.finfo(y.dtype).eps) ** (2 / 3)
+
+    def alone(y: Array, a: Array, b: Array) -> Array:
+        def product(v: Array) -> Array:
+            return a * operator(adjoint(v[None]))[0] + b * v
+
+        return cg(product, y, tol=tolerance, maxiter=MOST_STEPS)[0]
+
+    return jax.vmap(alone)(y, _each(of_gram, y), _each(of_identity, y))
 
 
 def pseudo_inverse(operator: LinearOperator, y: Observation) -> Data:
@@ -244,9 +252,14 @@ def linear(apply: Callable[[Data], Observation], event_shape: tuple[int, ...]) -
     return LinearOperator(apply, adjoint)
 
 
+def _each(value: Factor, y: Observation) -> PerExample:
+    """One number for each example."""
+    return jnp.broadcast_to(jnp.asarray(value).astype(y.dtype), (len(y),))
+
+
 def _column(value: Factor, y: Observation) -> Array:
-    """One number, or one per example, ready to multiply the batch."""
-    return expand_to(jnp.broadcast_to(jnp.asarray(value).astype(y.dtype), (len(y),)), y)
+    """One number for each example, ready to multiply the batch."""
+    return expand_to(_each(value, y), y)
 
 
 def _multiple_of_identity(gram: float | Array) -> Solve:
@@ -263,33 +276,3 @@ def _reciprocal(eigenvalues: Array, axes: tuple[int, ...]) -> Array:
     largest = jnp.max(eigenvalues, axis=axes, keepdims=True)
     positive = eigenvalues > 10 * jnp.finfo(eigenvalues.dtype).eps * largest
     return jnp.where(positive, 1 / jnp.where(positive, eigenvalues, 1.0), 0.0)
-
-
-def _conjugate_gradients(product: Callable[[Array], Array], y: Observation) -> Observation:
-    """Each example's own iteration, to a relative residual of eps^(2/3)."""
-
-    def run(product: Callable[[Array], Array], y: Array) -> Array:
-        tolerance = sum_events(y**2) * jnp.finfo(y.dtype).eps ** (4 / 3)
-
-        def going(state: tuple[Array, ...]) -> Array:
-            _, _, _, squared, step = state
-            return (squared > tolerance).any() & (step < MOST_STEPS)
-
-        def iterate(state: tuple[Array, ...]) -> tuple[Array, ...]:
-            x, r, direction, squared, step = state
-            image, active = product(direction), squared > tolerance
-            length = _ratio(squared, sum_events(direction * image), active)
-            x, r = x + expand_to(length, r) * direction, r - expand_to(length, r) * image
-            after = jnp.where(active, sum_events(r**2), squared)
-            direction = r + expand_to(_ratio(after, squared, active), r) * direction
-            return x, r, direction, after, step + 1
-
-        begin = jnp.zeros_like(y), y, y, sum_events(y**2), jnp.zeros((), jnp.int32)
-        return jax.lax.while_loop(going, iterate, begin)[0]
-
-    return jax.lax.custom_linear_solve(product, y, run, symmetric=True)
-
-
-def _ratio(a: PerExample, b: PerExample, active: Bool[Array, " batch"]) -> PerExample:
-    """a / b of the examples that still iterate, 0 of the others."""
-    return jnp.where(active, a / jnp.where(active, b, 1.0), 0.0)
