@@ -19,7 +19,7 @@ from jaxtyping import Array, Int
 
 from dgm_jax.networks.attention import Context, Mask, multi_head_attention
 from dgm_jax.networks.dense import check_widths
-from dgm_jax.networks.layers import KERNEL_INIT
+from dgm_jax.networks.layers import KERNEL_INIT, GroupNorm
 from dgm_jax.numerics import known
 
 PADDING = 0
@@ -66,7 +66,7 @@ class TextEncoder(nn.Module):
         h = h + positions[None, : tokens.shape[1]].astype(self.dtype)
         for i in range(self.blocks):
             h = TextBlock(self.heads, dtype=self.dtype, name=f"block_{i}")(h, mask)
-        return Text(nn.LayerNorm(dtype=self.dtype, name="norm_out")(h), mask)
+        return Text(layer_norm(h, "norm_out"), mask)
 
 
 class TextBlock(nn.Module):
@@ -83,11 +83,16 @@ class TextBlock(nn.Module):
         def dense(name: str, width: int = features) -> nn.Dense:
             return nn.Dense(width, kernel_init=KERNEL_INIT, dtype=self.dtype, name=name)
 
-        normed = nn.LayerNorm(dtype=self.dtype, name="norm_1")(h)
+        normed = layer_norm(h, "norm_1")
         query, key, value = (dense(name)(normed) for name in ("query", "key", "value"))
         h = h + dense("out")(multi_head_attention(query, key, value, mask, heads=self.heads))
-        normed = nn.LayerNorm(dtype=self.dtype, name="norm_2")(h)
+        normed = layer_norm(h, "norm_2")
         return h + dense("mlp_2")(nn.gelu(dense("mlp_1", 4 * features)(normed)))
+
+
+def layer_norm(h: Context, name: str) -> Context:
+    """Each token's features normalised, as one group; called inside a module, whose layer it is."""
+    return GroupNorm(groups=1, name=name)(h.reshape(-1, h.shape[-1])).reshape(h.shape)
 
 
 def check_tokens(tokens: Array, vocabulary: int, longest: int) -> None:
