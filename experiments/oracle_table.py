@@ -23,6 +23,7 @@ from experiments._oracle_coverage import coverage_rows
 from experiments._oracle_floor import floor_rows
 from experiments._oracle_frechet import frechet_rows
 from experiments._oracle_guidance import guidance_rows
+from experiments._oracle_inverse import inverse_rows
 from experiments._oracle_langevin import langevin_rows
 from experiments._oracle_latents import latent_rows
 from experiments._oracle_marginal import marginal_rows
@@ -63,6 +64,7 @@ SECTIONS = {
     "Solvers and correctors": solver_rows,
     "Langevin dynamics and score matching": langevin_rows,
     "Forward simulation": forward_rows,
+    "Inverse problems": inverse_rows,
     "Likelihood": likelihood_rows,
     "Latents": latent_rows,
     "Bounds": bound_rows,

@@ -277,7 +277,7 @@ def test_smc_is_traced_once_and_the_same_under_vmap_and_pmap():
     single = [once(y, key) for y, key in zip(ys, keys, strict=True)]
     assert len(traces) == 1
     each = jax.pmap(draw, devices=jax.devices()[:2])(ys, keys)
-    mapped = jax.vmap(draw)(ys, keys)
+    mapped = jax.jit(jax.vmap(draw))(ys, keys)
     for i in range(2):
         for one, a, b in zip(single[i], mapped, each, strict=True):
             np.testing.assert_allclose(a[i], one, rtol=2e-4, atol=2e-5)
