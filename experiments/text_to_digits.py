@@ -71,12 +71,12 @@ class Config:
     heads: int = 4
     text_blocks: int = 1
     batch: int = 64
-    steps: int = 2000
+    steps: int = 1000
     learning_rate: float = 2e-3
     ema_decay: float = 0.998
     dropped: float = 0.15  # share of captions that training does not see
     scales: tuple[float, ...] = (1.0, 2.0, 4.0)
-    each: int = 300  # pictures of pairs seen, and of pairs not seen
+    each: int = 200  # pictures of pairs seen, and of pairs not seen
     sampling_steps: int = 12
     seed: int = 0
     run_dir: str = "runs/text_to_digits"
