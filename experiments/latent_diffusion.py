@@ -28,13 +28,12 @@ import numpy as np
 
 from dgm_jax.data import from_unit, load, source, to_unit
 from dgm_jax.data.records import Source
-from dgm_jax.metrics import density_coverage, frechet_of, precision_recall
 from dgm_jax.networks import UNet
 from dgm_jax.parameterizations.guidance import classifier_free_batched
 from dgm_jax.processes import log_snr_grid
 from dgm_jax.samplers import dpm_solver_pp_2m
 from dgm_jax.training.parallel import pmap_sampler
-from experiments._digit_features import DigitFeatures, accuracy, load_features
+from experiments._digit_features import load_features
 from experiments._latent_models import (
     CLASSES,
     NULL,
@@ -51,6 +50,7 @@ from experiments._latent_models import (
     latents_of,
     pixels_of,
 )
+from experiments._latent_scores import labels_of, measures, training_sets
 from experiments._run import Run, begin, parse
 
 REAL, THROUGH, PIXEL, LATENT = "training digits", "training digits, decoded", "pixel diffusion", "latent diffusion"
@@ -181,36 +181,7 @@ def drawer(config: Config, name: str, trained: dict[str, Any]) -> Callable[[floa
     return draw
 
 
-def labels_of(n: int) -> np.ndarray:
-    """0 .. 9 in turn."""
-    return np.arange(n) % CLASSES
-
-
-def training_sets(config: Config) -> list[np.ndarray]:
-    """Sets of training digits, as many of each class: what a perfect model would draw."""
-    digits, rng = load(digits_source()), np.random.default_rng(config.seed)
-    of_class = [rng.permutation(np.flatnonzero(digits["label"].reshape(-1) == label)) for label in range(CLASSES)]
-    each = config.drawn // CLASSES
-    return [
-        digits["image"][np.stack([rows[i * each : (i + 1) * each] for rows in of_class], 1).reshape(-1)]
-        for i in range(config.sets)
-    ]
-
-
-# scores ---------------------------------------------------------------------------------------------------------
-
-
-def measures(found: DigitFeatures, real: jax.Array, images: np.ndarray) -> dict[str, float]:
-    """Everything of a set of digits of the classes 0 .. 9 in turn."""
-    values = _of_features(real, jnp.asarray(found.features(images)))
-    right = accuracy(found, images, labels_of(len(images)))
-    return {"accuracy": right, **{name: float(value) for name, value in values.items()}}
-
-
-@jax.jit
-def _of_features(real: jax.Array, drawn: jax.Array) -> dict[str, jax.Array]:
-    near, dense = precision_recall(real, drawn, k=3), density_coverage(real, drawn, k=5)
-    return {**near._asdict(), **dense._asdict(), "frechet": frechet_of(real, drawn)}
+# run ------------------------------------------------------------------------------------------------------------
 
 
 def compute(config: Config, run: Run) -> dict[str, np.ndarray]:
@@ -227,7 +198,7 @@ def compute(config: Config, run: Run) -> dict[str, np.ndarray]:
 
     made = {(record["method"], record["scale"], record["set"]) for record in run.records()}
     pictures: dict[str, np.ndarray] = {}
-    for i, images in enumerate(training_sets(config)):
+    for i, images in enumerate(training_sets(config.drawn, config.sets, config.seed)):
         decoded = np.asarray(through(jnp.asarray(images)))
         for method, part in ((REAL, images), (THROUGH, decoded)):
             pictures.setdefault(method, part[:40])
