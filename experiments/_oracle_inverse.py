@@ -15,6 +15,7 @@ from dgm_jax.parameterizations import (
     inpaint,
     operators,
     pigdm,
+    pigdm_forward,
     project,
 )
 from dgm_jax.parameterizations.operators import pseudo_inverse, solved
@@ -79,8 +80,9 @@ def denoiser_rows(name: str) -> Iterator[Row]:
         return condition(data, rows, y, std).posterior.denoise(process)(x, t)
 
     oracle = "Kalman's posterior of isotropic data"
-    found = pigdm(denoise, process, operator, Y, noise_std=S, data_std=STD)(x, t)
-    yield Row("`pigdm`", PIGDM, name, oracle, worst(relative(found, posterior(ROWS, Y, S)), 1e-9))
+    for rule in (pigdm, pigdm_forward):
+        found = rule(denoise, process, operator, Y, noise_std=S, data_std=STD)(x, t)
+        yield Row(f"`{rule.__name__}`", PIGDM, name, oracle, worst(relative(found, posterior(ROWS, Y, S)), 1e-9))
     twist = gaussian_twist(process, operator, Y, noise_std=S, data_std=STD)
     gradient = jax.grad(lambda x: twist(denoise(x, t), t).sum())(x)
     found = denoise(x, t) + (process.variance(t) / process.alpha(t))[:, None] * gradient

@@ -16,6 +16,7 @@ from dgm_jax.parameterizations import (
     inpaint,
     operators,
     pigdm,
+    pigdm_forward,
     project,
 )
 from dgm_jax.parameterizations.operators import LinearOperator
@@ -130,6 +131,18 @@ def test_samples_have_the_rules_own_moments_and_its_bias(name, process_name):
         prior, posterior = GAUSSIAN.mean[1], exact.mean[1]
         assert 0.1 < (mean[1] - prior) / (posterior - prior) < 0.9, (mean, posterior)
         np.testing.assert_allclose(covariance[0, 0], levels[-1][1] ** 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["vp", "ve", "rectified"])
+def test_an_exact_denoisers_jacobian_is_symmetric(name):
+    """So that forward mode gives PiGDM's gradient, on a mixture where neither is exact."""
+    process = PROCESSES[name]
+    with jax.enable_x64(True):
+        (x, t), denoise, operator = states(process, MIXTURE), MIXTURE.denoise(process), operators.matrix(MIXED)
+        options = {"noise_std": 0.2, "data_std": STD}
+        backward, forward = (f(denoise, process, operator, Y[:1], **options)(x, t) for f in (pigdm, pigdm_forward))
+        np.testing.assert_allclose(forward, backward, rtol=1e-8, atol=1e-10)
+        assert np.abs(forward - denoise(x, t)).max() > 0.05
 
 
 # composition, imputation, bad input -------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from dgm_jax.parameterizations.guidance import (
     inpaint,
     limited_interval,
     pigdm,
+    pigdm_forward,
     project,
     projected,
     static_threshold,

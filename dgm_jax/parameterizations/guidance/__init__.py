@@ -1,6 +1,14 @@
 """Functions from denoisers to denoisers: guidance, thresholds, and what is known of x_0. They compose."""
 
-from dgm_jax.parameterizations.guidance.inverse import dps, gaussian_likelihood, gaussian_twist, inpaint, pigdm, project
+from dgm_jax.parameterizations.guidance.inverse import (
+    dps,
+    gaussian_likelihood,
+    gaussian_twist,
+    inpaint,
+    pigdm,
+    pigdm_forward,
+    project,
+)
 from dgm_jax.parameterizations.guidance.steering import (
     autoguided,
     classifier_free,
