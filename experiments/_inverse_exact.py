@@ -15,6 +15,7 @@ from dgm_jax.parameterizations import gaussian_likelihood, gaussian_twist
 from dgm_jax.parameterizations.operators import LinearOperator
 from dgm_jax.processes import log_snr_grid, variance_preserving
 from dgm_jax.samplers import resample, smc
+from dgm_jax.samplers.grid import Grid
 from experiments._inverse_methods import Sizes, dense, sampler
 from tests.exact_posterior import condition
 from tests.oracles import Mixture
@@ -80,9 +81,7 @@ def draws(
     return np.asarray(found.x).reshape(len(y), points, -1), int(found.evaluations)
 
 
-def _particles(
-    operator: LinearOperator, y: np.ndarray, sizes: Sizes, ts: np.ndarray, points: int
-) -> tuple[np.ndarray, int]:
+def _particles(operator: LinearOperator, y: np.ndarray, sizes: Sizes, ts: Grid, points: int) -> tuple[np.ndarray, int]:
     def one(key: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
         key, key_resample = jax.random.split(key)
         likelihood = gaussian_likelihood(operator, y, noise_std=sizes.noise_std)

@@ -16,6 +16,7 @@ from dgm_jax.parameterizations import dps, operators, pigdm, project
 from dgm_jax.parameterizations.operators import LinearOperator
 from dgm_jax.processes import GaussianProcess
 from dgm_jax.samplers import Ancestral, DPSStep, Replacement, Samples, sample_sde
+from dgm_jax.samplers.grid import Grid
 from dgm_jax.typing import Denoiser
 
 LEAST = 0.1  # of the largest singular value: what is measured less well is not replaced
@@ -92,7 +93,7 @@ def sampler(
     operator: Callable,
     event: tuple[int, ...],
     sizes: Sizes,
-    ts: np.ndarray,
+    ts: Grid,
 ) -> Callable[[jax.Array, jax.Array], Samples]:
     """(keys [batch], y [batch, ...]) -> draws, one for each y; ancestral sampling under all."""
 

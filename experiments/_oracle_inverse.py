@@ -92,7 +92,7 @@ def denoiser_rows(name: str) -> Iterator[Row]:
     found = inpaint(denoise, first, np.array([Y[0], np.nan, np.nan]))(x, t)
     exact = posterior(np.eye(3)[:1], Y[:1], 1e-9)
     yield Row("`inpaint`", SONG, name, f"{oracle}, no noise", worst(relative(found, exact), 1e-8))
-    density = scipy.stats.multivariate_normal.logpdf(np.asarray(x) @ ROWS.T, Y, S**2 * EYE)
+    density = scipy.stats.multivariate_normal.logpdf(np.asarray(x) @ ROWS.T, Y, S**2 * EYE)  # type: ignore
     error = relative(gaussian_likelihood(operator, Y, noise_std=S)(x), density)
     yield Row("`gaussian_likelihood`", "", name, "SciPy's density", worst(error, 1e-12))
 

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import _inverse_exact as exact
@@ -181,7 +182,7 @@ def _seen(name: str, y: np.ndarray, event: tuple[int, ...]) -> np.ndarray:
     if name == "mask":
         return np.where(np.asarray(operator.observed), y, 0.0)
     if name == "compressed":
-        return np.asarray(pseudo_inverse(operator, y))
+        return np.asarray(pseudo_inverse(operator, jnp.asarray(y)))
     return np.broadcast_to(y, (*y.shape[:-1], 3))
 
 
