@@ -10,7 +10,9 @@ Part B: digits of 16 x 16 pixels in colour and a trained network: PSNR, coverage
 calls of the network. All methods take the same ancestral steps, on the same measurements. It writes exact.csv,
 images.csv, inverse_problems.md and inverse_problems.png to runs/inverse_problems/. Running it again resumes.
 
-EXPECTED
+Expected in part A, over measurements: SMC has the posterior's mean to 0.1 of its standard deviations and covers 90 %;
+PiGDM 0.13 to 0.17 and 90 %; DPS 0.2 to 0.3 and 82 to 87 %; replacement, RePaint and projection, which take y for
+noiseless, 0.5 to 1.2 and 35 to 80 %. In part B PiGDM has the best PSNR. Numbers: docs/3-inverse-problems.md.
 """
 
 import csv
@@ -156,7 +158,7 @@ def plot(config: Config, run: Run, path: Path) -> None:
     x_0 = pictures.images(config.images)
     columns = ("digit", "measured", *methods)
     with matplotlib.rc_context(STYLE):
-        fig = figure(1.0 * len(columns), 1.0 * len(config.operators) + 0.3)
+        fig = figure(1.0 * len(columns), 0.56 * len(config.operators) + 0.3)
         axes = fig.subplots(len(config.operators), len(columns), squeeze=False)
         for row, name in zip(axes, config.operators, strict=True):
             y = np.load(run.directory / f"{name}-y.npy")
