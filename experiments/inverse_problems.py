@@ -170,7 +170,7 @@ def plot(config: Config, run: Run, path: Path) -> None:
                 ax.imshow((np.clip(np.concatenate(list(two), axis=1), -1, 1) + 1) / 2, interpolation="nearest")
                 ax.set(xticks=[], yticks=[])
                 ax.spines[:].set_visible(False)
-            row[0].set_ylabel(LABELS[name])
+            row[0].set_ylabel(LABELS[name], rotation=0, ha="right", va="center")
         for ax, kind in zip(axes[0], columns, strict=True):
             ax.set_title(kind)
         save(fig, path, dpi=150)
