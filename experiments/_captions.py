@@ -1,4 +1,4 @@
-"""Captions of one digit in a corner, and pictures of them: "a three at the top left", "seven bottom right", ...
+"""Captions of one digit in a corner, and pictures of them: "the three at the top left", "seven bottom right", ...
 
 A picture is 20 x 20 pixels in [-1, 1]: a digit of 8 x 8 somewhere in one of four squares of 10 x 10. Each digit is
 never seen in one of the four corners in training (the held-out pairs); digit and corner are each seen in other pairs,
@@ -20,13 +20,13 @@ LEVELS = 17  # of the 8 x 8 digits' pixels
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CORNERS = (("top", "left"), ("top", "right"), ("bottom", "left"), ("bottom", "right"))
 TEMPLATES = (
-    "a {digit} at the {row} {column}",
+    "the {digit} at the {row} {column}",
     "{digit} {row} {column}",
     "{row} {column} {digit}",
     "the digit {digit} in the {row} {column} corner",
-    "in the {row} {column} a {digit}",
+    "in the {row} {column} the {digit}",
 )
-WORDS = ("a", "at", "the", "digit", "in", "corner", "top", "bottom", "left", "right", *DIGITS)
+WORDS = ("at", "the", "digit", "in", "corner", "top", "bottom", "left", "right", *DIGITS)
 NUMBERS = {word: number for number, word in enumerate(WORDS, 1)}  # 0 is padding
 VOCABULARY = len(WORDS) + 1
 LONGEST = 8

@@ -67,7 +67,7 @@ class Config:
     heads: int = 4
     text_blocks: int = 1
     batch: int = 64
-    steps: int = 1000
+    steps: int = 3000
     learning_rate: float = 2e-3
     ema_decay: float = 0.998
     dropped: float = 0.15  # share of captions that training does not see
