@@ -9,11 +9,23 @@ import numpy as np
 import pytest
 from oracles import PROCESSES
 
-from dgm_jax.parameterizations import classifier_free_batched, inpaint, limited_interval, static_threshold
+from dgm_jax.parameterizations import (
+    classifier_free_batched,
+    dps,
+    inpaint,
+    limited_interval,
+    operators,
+    pigdm,
+    pigdm_forward,
+    project,
+    static_threshold,
+)
 from dgm_jax.processes import uniform
 from dgm_jax.samplers import (
     Ancestral,
+    DPSStep,
     Langevin,
+    Replacement,
     annealed_langevin,
     ddim,
     ddpm,
@@ -91,3 +103,42 @@ def test_all_at_once(name):
     assert (jnp.abs(found[:, 0] - found[:, 1]).max(1) > 1e-3).any()  # the scale does something
     np.testing.assert_allclose(jnp.where(MASK[:, None], found - Y[:, None], 0.0), 0.0, atol=1e-5)
     assert float(jnp.abs(found).max()) <= 1.5 + 1e-5
+
+
+BLUR = operators.matrix(jnp.asarray([[0.6, 0.8]]))
+MEASUREMENTS = {
+    "inpaint": lambda denoise, y: inpaint(denoise, MASK[0], y),
+    "project": lambda denoise, y: project(denoise, BLUR, BLUR(y)),
+    "dps": lambda denoise, y: dps(denoise, VP, BLUR, BLUR(y), noise_std=0.5),
+    "pigdm": lambda denoise, y: pigdm(denoise, VP, BLUR, BLUR(y), noise_std=0.1, data_std=1.0),
+    "pigdm_forward": lambda denoise, y: pigdm_forward(denoise, VP, BLUR, BLUR(y), noise_std=0.1, data_std=1.0),
+}
+KERNELS = {
+    "Replacement": lambda y: Replacement(MASK[0], y),
+    "RePaint": lambda y: Replacement(MASK[0], y, resamples=2),
+    "DPSStep": lambda y: DPSStep(BLUR, BLUR(y), size=0.3),
+}
+
+
+@pytest.mark.parametrize("name", [*MEASUREMENTS, *KERNELS])
+def test_every_rule_for_measurements(name):
+    """With guidance and a threshold about it, of measurements that differ between examples and between lanes."""
+    traces = []
+
+    def sample(shift, keys, labels, y):
+        traces.append(name)
+        denoise = static_threshold(classifier_free_batched(given, labels, 3, 2.0), low=-1.5, high=1.5)
+        if name in KERNELS:
+            return sample_sde(denoise, VP, keys, y.shape, ts=TS, solver=KERNELS[name](y + shift)).x
+        return sample_sde(MEASUREMENTS[name](denoise, y + shift), VP, keys, y.shape, ts=TS, solver=Ancestral()).x
+
+    jitted, shifts = jax.jit(sample), jnp.asarray([0.0, 0.5])
+    keys, labels = jax.random.split(jax.random.key(0), BATCH), jnp.arange(BATCH) % 3
+    single = jnp.stack([jitted(shift, keys, labels, Y) for shift in shifts], 1)
+    assert traces == [name]
+    mapped = parallel.pmap_sampler(
+        lambda shifts, *rows: jnp.moveaxis(jax.vmap(sample, in_axes=(0, None, None, None))(shifts, *rows), 0, 1),
+        jax.devices()[:2],
+    )
+    np.testing.assert_allclose(mapped(shifts, keys, labels, Y), single, atol=5e-5)
+    assert (jnp.abs(single[:, 0] - single[:, 1]).max(1) > 1e-3).any()  # the measurement does something
