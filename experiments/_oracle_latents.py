@@ -20,11 +20,14 @@ from dgm_jax.latents import (
     decode,
     diffusion_space,
     direction_effects,
+    draw_latents,
     edit,
     encode,
+    flattened,
     gan_space,
     interpolate,
     invert_generator,
+    latent_scale,
     linear,
     linear_separability,
     logistic_direction,
@@ -33,6 +36,7 @@ from dgm_jax.latents import (
     perceptual_path_length,
     realism_faithfulness,
     reconstruction_error,
+    scaled_space,
     sdedit,
     spherical,
     vae_space,
@@ -61,6 +65,7 @@ def latent_rows(names: Sequence[str]) -> Iterator[Row]:
     yield from direction_rows()
     yield from generator_rows()
     yield from measure_rows()
+    yield from autoencoder_rows()
 
 
 def grid(name: str, steps: int, *, t_min: float = 0.02) -> np.ndarray:
@@ -226,3 +231,28 @@ def measure_rows() -> Iterator[Row]:
     expected = np.trace(GAUSSIAN.covariances[0]) + np.sum((GAUSSIAN.means[0] - np.array([0.2, 1.1])) ** 2)
     squared = standard_errors(2 * curve.distance[0] ** 2, expected, bias=0.02 * expected)
     yield Row("`realism_faithfulness`", MENG, "vp", "squared distance of data from the guide", squared)
+
+
+def autoencoder_rows() -> Iterator[Row]:
+    """What latent diffusion takes of an autoencoder: posteriors N(mean, std^2) of given means."""
+    rng = np.random.default_rng(6)
+    mean, log_std = 2 * rng.standard_normal((4000, 2, 3)) + 0.5, np.full((4000, 2, 3), np.log(0.4))
+    scale = latent_scale(jnp.asarray(mean), jnp.asarray(log_std))
+    source = paper("2112.10752", "appendix G")
+    error = relative(scale, 1 / np.sqrt(mean.var() + 0.16))
+    yield Row("`latent_scale`", source, ALL, "1 / std of all latents, NumPy", worst(error, 1e-12))
+    z = draw_latents(jnp.asarray(mean), jnp.asarray(log_std), jax.random.key(0), scale=scale)
+    around = (z - float(scale) * mean.mean()) ** 2
+    yield Row("`draw_latents`", source, ALL, "unit variance", standard_errors(around.mean((1, 2)), 1.0))
+
+    def encode(x: Array) -> tuple[Array, Array]:
+        return 3 * x, jnp.zeros_like(x)
+
+    space = scaled_space(encode, lambda z: z / 3, scale=0.5)
+    x = jnp.asarray(mean[:5])
+    error = relative(np.stack([space.encode(x), space.decode(space.encode(x))]), np.stack([1.5 * mean[:5], mean[:5]]))
+    yield Row("`scaled_space`", source, ALL, "a linear autoencoder", worst(error, 1e-12))
+    flat_encode, flat_decode = flattened(encode, lambda z: z / 3, latent_shape=(2, 3))
+    vectors = flat_encode(x)[0]
+    error = relative(vectors, 3 * mean[:5].reshape(5, 6)).max() + relative(flat_decode(vectors), x).max()
+    yield Row("`flattened`", source, ALL, "a linear autoencoder", worst(error, 1e-12))
