@@ -10,7 +10,12 @@ import numpy as np
 from experiments._figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, STYLE, VERMILION, figure, save, tiled
 from experiments._guidance_exact import FLOOR, HIGH, LOW, centres, guided_points, tilted_log_density
 
-LINES = {"guidance": (BLUE, "o-"), "limited interval": (ORANGE, "s--"), "dynamic threshold": (GREEN, "^:")}
+LINES = {
+    "guidance": (BLUE, "o-"),
+    "limited interval": (ORANGE, "s--"),
+    "static threshold": (PURPLE, "D-."),
+    "dynamic threshold": (GREEN, "^:"),
+}
 PANELS = {
     "accuracy": "class accuracy",
     "precision": "precision",
@@ -31,7 +36,7 @@ def strength_figure(found: dict[Any, Any], real: dict[str, Any], path: Path) -> 
         for ax, (name, title) in zip(axes, PANELS.items(), strict=True):
             level, spread = real[name]
             ax.axhspan(level - 2 * spread, level + 2 * spread, color="0.85", lw=0, label="real digits")
-            for shift, (method, (color, style)) in zip((-0.06, 0.0, 0.06), LINES.items(), strict=True):
+            for shift, (method, (color, style)) in zip((-0.09, -0.03, 0.03, 0.09), LINES.items(), strict=True):
                 own = [scale for m, scale in found if m == method]
                 if not own:
                     continue
@@ -44,27 +49,28 @@ def strength_figure(found: dict[Any, Any], real: dict[str, Any], path: Path) -> 
             else:
                 ax.set_ylim(0, None)
             ax.set_xticks(range(len(scales)), [f"{scale:g}" for scale in scales])
-        fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+        fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
         save(fig, path, dpi=130)
 
 
 def grid_figure(pictures: dict[str, np.ndarray], scales: tuple[float, ...], path: Path) -> None:
     """A row for each scale, from the same noise; twenty digits by each method."""
+    own = {method: [scale for scale in scales if f"{method} {scale:g}" in pictures] for method in LINES}
+    heights = [max(len(own[m]) for m in row) for row in (list(LINES)[:2], list(LINES)[2:])]
     with matplotlib.rc_context(STYLE):
-        fig = figure(8.6, 0.6 + 0.21 * len(scales) * 2)
-        axes = fig.subplots(2, 2).flat
-        for ax, method in zip(axes, LINES, strict=False):
-            own = [scale for scale in scales if f"{method} {scale:g}" in pictures]
-            if not own:
+        fig = figure(8.6, 0.3 * sum(map(bool, heights)) + 0.21 * sum(heights))
+        for ax, method in zip(
+            fig.subplots(2, 2, height_ratios=[max(h, 0.1) for h in heights]).flat, LINES, strict=True
+        ):
+            ax.set_visible(bool(own[method]))
+            if not own[method]:
                 continue
-            images = np.concatenate([pictures[f"{method} {scale:g}"][:20] for scale in own])
+            images = np.concatenate([pictures[f"{method} {scale:g}"][:20] for scale in own[method]])
             ax.imshow((np.clip(tiled(images, 20), -1, 1) + 1) / 2, interpolation="nearest")
-            ax.set_yticks(16 * np.arange(len(own)) + 7.5, [f"{scale:g}" for scale in own], fontsize=7)
-            ax.set(title=method, ylabel="w", xticks=[])
+            ax.set_yticks(16 * np.arange(len(own[method])) + 7.5, [f"{scale:g}" for scale in own[method]], fontsize=7)
+            ax.set(title=method, ylabel="w", xticks=[], anchor="N")
             ax.tick_params(length=0)
             ax.spines[:].set_visible(False)
-        for ax in fig.axes:
-            ax.set_visible(bool(ax.images))
         save(fig, path, dpi=130)
 
 

@@ -5,12 +5,17 @@
 
 Ho, Jain & Abbeel 2020 (arXiv:2006.11239), section 4.4: both digits are encoded by the forward process, x_t ~ q(x_t |
 x_0), their codes are mixed linearly, and the mixture is decoded by ancestral sampling, with the same noise for all
-shares. Figure 8 has all pairs at the middle time, half of the steps as in the paper; figure 9 has one pair at many
-times: pixels are mixed at t = 0, and at t = 1 nothing of either is left. The network is asked without a class. Numbers
-are how well single digits come back, and how far a mixture of halves looks like a digit. It writes figure8.png,
-figure9.png, interpolation.csv and interpolation.md to runs/ddpm_interpolation/.
+shares. Figure 8 has six pairs at one time, a quarter of the steps; figure 9 has one pair at many times: pixels are
+mixed at t = 0, and at t = 1 nothing of either is left. That is nearly so at half of the steps already, where the
+paper's images of 256 x 256 still have much: at equal noise, more pixels tell more. The network is asked without a
+class. Numbers are how well single digits come back, and how far a mixture of halves looks like a digit. It writes
+figure8.png, figure9.png, interpolation.csv and interpolation.md to runs/ddpm_interpolation/.
 
-EXPECTED
+Expected, on 100 digits, one seed; "+-" is a standard error over digits:
+
+    t                      0              0.125           0.25            0.5             1
+    reconstruction, RMS    0              0.113 +- 0.002  0.189 +- 0.004  0.347 +- 0.006  0.401 +- 0.008
+    class kept             0.96 +- 0.02   0.93 +- 0.03    0.75 +- 0.04    0.13 +- 0.03    0.11 +- 0.03
 """
 
 import csv
@@ -48,7 +53,8 @@ TITLES = {
 class Config:
     """Encode, mix and decode pairs of digits."""
 
-    times: tuple[float, ...] = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)  # of the paper's 1,000 steps, over 1,000
+    times: tuple[float, ...] = (0.0, 0.0625, 0.125, 0.25, 0.5, 1.0)  # of the paper's 1,000 steps, over 1,000
+    mixed: float = 0.25  # the time of figure 8, one of these; in the paper 0.5, where of 16 pixels nothing is left
     shares: int = 9  # of the second digit, evenly between 0 and 1; odd
     inputs: int = 100  # held-out digits, as many of each class, which are the first of as many pairs
     shown: int = 6  # pairs in figure 8
@@ -63,6 +69,7 @@ class Config:
 
 SMOKE = Config(
     times=(0.0, 0.5, 1.0),
+    mixed=0.5,
     shares=3,
     inputs=20,
     shown=2,
@@ -146,11 +153,9 @@ def main(config: Config) -> None:
         rows[t] = measured(ends[:, 0], ends[:, 1], first, labels, found)
         print(f"t = {t:g}: {', '.join(f'{name} {v:.3f}' for name, (v, _) in rows[t].items())}", flush=True)
     write(run, rows)
-    middle = min(config.times, key=lambda t: abs(t - 0.5))
-    strips = [strip(first[i], pictures[middle][i], second[i]) for i in range(config.shown)]
+    strips = [strip(first[i], pictures[config.mixed][i], second[i]) for i in range(config.shown)]
     show(np.stack(strips), shares, [""] * config.shown, "", run.directory / "figure8.png")
-    pair = min(3, config.shown - 1)
-    strips = [strip(first[pair], pictures[t][pair], second[pair]) for t in config.times]
+    strips = [strip(first[0], pictures[t][0], second[0]) for t in config.times]
     show(np.stack(strips), shares, [f"{t:g}" for t in config.times], "t", run.directory / "figure9.png")
     run.finish({f"t = {t:g}": row for t, row in rows.items()})
     print(f"Look at {run.directory}/figure8.png and figure9.png")
@@ -182,7 +187,7 @@ def show(strips: np.ndarray, shares: np.ndarray, names: list[str], label: str, p
 
     columns = strips.shape[1]
     with matplotlib.rc_context(STYLE):
-        fig = figure(0.5 + 0.42 * columns, 0.7 + 0.42 * len(strips))
+        fig = figure(0.5 + 0.42 * columns, 0.5 + 0.42 * len(strips))
         ax = fig.subplots()
         picture = tiled(strips.reshape(-1, *SHAPE), columns)
         ax.imshow((np.clip(picture, -1, 1) + 1) / 2, interpolation="nearest")
