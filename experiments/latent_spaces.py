@@ -11,7 +11,13 @@ width are differences of means of latents of the training set's digits; what the
 of logistic regressions do as well for the VAE, and nothing for diffusion: they lie along latents of pixels at the
 border, whose std is 0.01. It writes latent_spaces.png, latent_spaces.csv and latent_spaces.md to runs/latent_spaces/.
 
-EXPECTED
+Expected, means +- standard deviations over three networks (docs/steering.md has all):
+
+                                VAE             GAN             diffusion
+    reconstruction, RMS         0.198 +- 0.002  0.295 +- 0.001  0.003 +- 0.000
+    path length                 1.31 +- 0.05    3.35 +- 0.22    2.48 +- 0.23
+    slant told by a hyperplane  0.916 +- 0.005  0.832 +- 0.016  0.792 +- 0.005
+    class kept by edits         0.91 +- 0.02    0.62 +- 0.03    0.87 +- 0.00
 """
 
 import csv
