@@ -1,6 +1,6 @@
 """Latent diffusion against pixel diffusion at equal compute, on 28 x 28 digits with classes and guidance.
 
-    python -m experiments.latent_diffusion            # MINUTES on 2 CPU cores
+    python -m experiments.latent_diffusion            # 15 minutes on 2 CPU cores
     python -m experiments.latent_diffusion --smoke    # the same code on tiny sizes, in seconds
 
 In kind figure 6 and table 18 of Rombach et al. 2022 (arXiv:2112.10752). A budget of floating-point operations is what
@@ -12,7 +12,11 @@ are training digits (the noise floor), and training digits after the autoencoder
 It writes latent_diffusion.png, latent_diffusion.csv and latent_diffusion.md to runs/latent_diffusion/. Running it again
 resumes.
 
-EXPECTED
+Expected, on 2 sets of 200 digits, +- the standard error over them (one training of each model):
+
+    class accuracy at w = 1, 2    pixels 0.83 +- 0.01, 0.98 +- 0.01    latents 0.89 +- 0.03, 0.99 +- 0.01
+    Frechet distance at w = 1, 2  pixels 22.9 +- 2.1, 24.1 +- 3.3      latents 14.9 +- 0.8, 15.1 +- 0.9 (real: 7.6 +- 1.0)
+    seconds of sampling, latents over pixels: 0.37
 """
 
 import time
