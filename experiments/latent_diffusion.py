@@ -15,7 +15,8 @@ resumes.
 Expected, on 2 sets of 200 digits, +- the standard error over them (one training of each model):
 
     class accuracy at w = 1, 2    pixels 0.83 +- 0.01, 0.98 +- 0.01    latents 0.89 +- 0.03, 0.99 +- 0.01
-    Frechet distance at w = 1, 2  pixels 22.9 +- 2.1, 24.1 +- 3.3      latents 14.9 +- 0.8, 15.1 +- 0.9 (real: 7.6 +- 1.0)
+    Frechet distance at w = 1, 2  pixels 22.9 +- 2.1, 24.1 +- 3.3      latents 14.9 +- 0.8, 15.1 +- 0.9
+    of training digits            7.6 +- 1.0
     seconds of sampling, latents over pixels: 0.37
 """
 

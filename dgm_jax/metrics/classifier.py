@@ -94,7 +94,7 @@ def logistic(*, penalty: float) -> Fit:
 
 
 def logistic_weights(x: Points, labels: Labels, *, penalty: float) -> tuple[Float[Array, " dim"], Scalar]:
-    """(weights, intercept) of `logistic`, in the units of the points: log odds of label 1 are x . weights + intercept."""
+    """`logistic` in the units of the points: log odds of label 1 are x . weights + intercept."""
     _check_positive(penalty, "penalty", "the minimum of separable data is at infinity without")
     centre, spread = _standardisation(x)
     design = _with_one((x - centre) / spread)
