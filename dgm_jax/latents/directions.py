@@ -33,8 +33,8 @@ def mean_direction(latents: Data, labels: Attribute) -> Direction:
 def logistic_direction(latents: Data, labels: Attribute, *, penalty: float) -> Direction:
     """The normal of a logistic regression's boundary: takes the classes' shared covariance into account.
 
-    Coordinates that hardly vary get most of its length, as the black border of images does in x_1: an edit along it then
-    changes little else, and `mean_direction` is the one to take.
+    Coordinates that hardly vary get most of its length, as the black border of images does in x_1: an edit along it
+    then changes little else, and `mean_direction` is the one to take.
 
     Args:
         penalty: of the squared weights on standardised coordinates, as in `metrics.logistic`.
