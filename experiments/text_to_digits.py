@@ -1,6 +1,6 @@
 """Pictures from captions: a U-Net that looks at a text encoder's tokens, and pairs of words that it has never seen.
 
-    python -m experiments.text_to_digits            # MINUTES on 2 CPU cores
+    python -m experiments.text_to_digits            # 20 minutes on 2 CPU cores
     python -m experiments.text_to_digits --smoke    # the same code on tiny sizes, in seconds
 
 In kind section 4.3.1 of Rombach et al. 2022 (arXiv:2112.10752): cross-attention to a transformer that is trained with
@@ -11,7 +11,8 @@ guidance: whether most ink is in the corner that was asked for, and whether a cl
 It writes text_to_digits.png, text_to_digits.csv and text_to_digits.md to runs/text_to_digits/. Running it again
 resumes.
 
-EXPECTED
+Expected: the corner is right always; the digit in 0.37, 0.62 and 0.75 of the pictures at w = 1, 2 and 4 for pairs
+seen, in 0.24, 0.55 and 0.73 for pairs not seen (standard errors 0.03); 0.95 of real digits are read right.
 """
 
 from collections.abc import Callable
