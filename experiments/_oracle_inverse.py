@@ -132,7 +132,7 @@ def sampler_rows(name: str) -> Iterator[Row]:
     yield Row("`smc`, evidence", TWISTED, name, oracle, standard_errors(evidence, 1.0, bias=bias))
     mean, covariance = exact.posterior.mean, exact.posterior.covariance
     spread = np.sqrt(np.diag(covariance))
-    each = (np.sum(np.exp(found.log_weights)[..., None] * found.x, 1) - mean) / spread
+    each = (np.sum(np.exp(found.log_weights)[..., None] * np.asarray(found.x), 1) - mean) / spread
     measured = [standard_errors(column, 0.0, bias=bias) for column in np.asarray(each).T]
     yield Row("`smc`", TWISTED, name, oracle, worst(*np.array(measured).T))
     points = jax.vmap(lambda p, key: resample(p, key, 64))(found, jax.random.split(jax.random.key(2), runs))

@@ -7,8 +7,10 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+import optax
 from oracles import PROCESSES
 
+from dgm_jax.latents import ddim_invert, invert_generator, sdedit
 from dgm_jax.likelihood import (
     annealed_log_likelihood,
     annealed_step_sizes,
@@ -47,13 +49,16 @@ from dgm_jax.losses import (
     zero_centred_penalty,
 )
 from dgm_jax.losses.quantization import quantize
-from dgm_jax.numerics import normal_like
-from dgm_jax.parameterizations import as_denoiser, error_ratio, precondition
+from dgm_jax.numerics import expand_to, normal_like
+from dgm_jax.parameterizations import as_denoiser, error_ratio, operators, precondition
+from dgm_jax.parameterizations.guidance import classifier_free_batched, pigdm, static_threshold
 from dgm_jax.processes import levels as chain_of
 from dgm_jax.processes import uniform
 from dgm_jax.samplers import (
     Ancestral,
+    DPSStep,
     Langevin,
+    Replacement,
     ReverseDiffusion,
     UnderdampedLangevin,
     annealed_langevin,
@@ -165,6 +170,23 @@ def decoder(params):
 
 def joint(params):
     return lambda x, z: decoder(params)(x, z) + priors.standard_normal(DIM).log_prob(z)
+
+
+KNOWN = np.array([True, False, True])
+
+
+def pigdm_of(params, x):
+    """Two classes that differ by their sign, the first one preferred, and two coordinates measured."""
+    plus = jnp.ones_like(x[:, 0])
+    both = classifier_free_batched(
+        lambda x_t, t, sign: denoiser(params)(x_t * expand_to(sign, x_t), t),
+        plus,
+        -plus[0],
+        2.0,
+    )
+    measured = jnp.stack([x[:, 0], x[:, 2]], 1)
+    of_two = operators.matrix(jnp.asarray([[1, 0, 0], [0, 0, 1]], x.dtype))
+    return pigdm(static_threshold(both, low=-0.9, high=0.9), VP, of_two, measured, noise_std=0.1, data_std=1.0)
 
 
 def by(recipe, **options):
@@ -297,6 +319,20 @@ CASES = {
             leapfrog_steps=2,
             passes=2,
         ).T
+    ),
+    "pigdm of a guided, thresholded denoiser": lambda params, x, keys: solve_ode(pigdm_of(params, x), VP, x, ts=TS).x,
+    "Replacement": lambda params, x, keys: (
+        solve_sde(denoiser(params), VP, x, keys, ts=TS, solver=Replacement(KNOWN, x[:, ::-1], resamples=2)).x
+    ),
+    "DPSStep": lambda params, x, keys: (
+        solve_sde(denoiser(params), VP, x, keys, ts=TS, solver=DPSStep(operators.mask(KNOWN), x, size=0.3)).x
+    ),
+    "ddim_invert": lambda params, x, keys: ddim_invert(denoiser(params), VP, x, ts=TS, corrections=2).x,
+    "sdedit": lambda params, x, keys: sdedit(denoiser(params), VP, x, keys, ts=TS).x,
+    "invert_generator": lambda params, x, keys: (
+        invert_generator(
+            field(params), x, keys, latent_shape=(DIM,), optimizer=optax.adam(0.1), steps=3, starts=2, prior_weight=0.1
+        ).z
     ),
     "hmc_step": lambda params, x, keys: hmc_step(partial(joint(params), x), x, keys, step_size=0.2, steps=2).x,
     "quantize, a loss": lambda params, x, keys: sum(quantize(network(params, x, x[:, 0]), params["out"])[2:]),

@@ -94,7 +94,7 @@ def smc(
         size = effective_size(log_weights)
         total = jax.nn.logsumexp(log_weights)
         again = size < jnp.asarray(threshold, x.dtype) * len(x)
-        rows = jnp.where(again, systematic(log_weights, key_resample, len(x)), jnp.arange(len(x)))
+        rows = jnp.where(again, systematic(log_weights, key_resample, len(x)), jnp.arange(len(x), dtype=jnp.int32))
         log_weights = jnp.where(again, -jnp.log(jnp.asarray(len(x), x.dtype)), log_weights - total)
         x, estimate, value, gradient = (a[rows] for a in (x, estimate, value, gradient))
         kernel = posterior_of(process, t, s)
