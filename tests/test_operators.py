@@ -95,6 +95,17 @@ def test_precision_is_the_inputs_and_one_program_serves_both_ways(name):
     )
 
 
+@pytest.mark.parametrize("name", ["blur", "matrix"])
+def test_sixteen_bits_are_solved_in_thirty_two(name):
+    """No Fourier transform takes bfloat16, and its eps of 1/128 would take weak eigenvalues for rounding."""
+    operator = operators.blur(np.array([0.3, 1.0, 0.2])) if name == "blur" else operators.matrix(np.array([[1.0, 0.1]]))
+    y = operator(jnp.asarray(RNG.standard_normal((BATCH, 5 if name == "blur" else 2)), jnp.bfloat16))
+    found = pseudo_inverse(operator, y)
+    assert (y.dtype, found.dtype) == (jnp.bfloat16, jnp.bfloat16)
+    expected = pseudo_inverse(operator, y.astype(jnp.float32))
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=0.02, atol=0.02)
+
+
 def test_what_is_not_measured_is_not_looked_at():
     y = np.where(MASK, 1.0, np.nan).astype(np.float32)
     error = residual(operators.mask(MASK), y, jnp.zeros((BATCH, *EVENT)))
@@ -109,6 +120,13 @@ def affine(x):
 
 
 X = jnp.zeros((BATCH, *EVENT))
+EACH = jnp.arange(1.0, BATCH + 1)[:, None, None, None]  # a factor of each example's own
+
+
+def times_each(x):
+    return x * EACH
+
+
 BAD = {
     "mask of another shape": (lambda: operators.mask(MASK[:2])(X), "Expected a mask of shape"),
     "mask that broadcasts": (lambda: operators.mask(MASK[..., :1])(X), "Expected a mask of shape"),
@@ -124,6 +142,15 @@ BAD = {
     "no rows": (lambda: operators.matrix(np.ones(5)), r"Expected a matrix \[rows, \*event\]"),
     "square": (lambda: operators.linear(lambda x: x**2, EVENT), "Expected a linear function of x"),
     "affine": (lambda: operators.linear(affine, EVENT), "Expected a linear function of x, which is 0 at x = 0"),
+    "of one batch": (lambda: operators.linear(times_each, EVENT), "Expected a function of batches of any size"),
+    "conjugate gradients of one batch": (
+        lambda: pseudo_inverse(LinearOperator(times_each, times_each), X),
+        "Expected an operator of batches of any size",
+    ),
+    "event shape": (lambda: operators.linear(moving_sum, 3), "Expected event_shape to be a tuple"),
+    "kernel of NaN": (lambda: operators.blur(np.full(3, np.nan)), "Expected the kernel to be finite"),
+    "weights of 0": (lambda: operators.grayscale(np.zeros(3)), "Expected the weights to be finite and not all 0"),
+    "matrix of nothing": (lambda: operators.matrix(np.ones((0, *EVENT))), "Expected the matrix to be finite and not"),
     "no adjoint": (lambda: pseudo_inverse(LinearOperator(moving_sum), X), "Expected a LinearOperator with an adjoint"),
 }
 
