@@ -207,6 +207,32 @@ BAD = {
     ),
     "inpaint, mask": (call(lambda d, p: inpaint(d, np.ones(3, bool), X)), "Expected a mask of shape"),
     "inpaint, y": (call(lambda d, p: inpaint(d, KNOWN, ONE)), "Expected y of shape"),
+    "dps, noise of each pixel": (
+        call(lambda d, p: dps(d, p, OPERATOR, ONE, noise_std=np.ones(2))),
+        "Expected noise_std > 0, one finite number",
+    ),
+    "pigdm, infinite noise": (
+        call(lambda d, p: pigdm(d, p, OPERATOR, ONE, noise_std=np.inf, data_std=1.0)),
+        "Expected noise_std >= 0, one finite number",
+    ),
+    "inpaint, y of NaN": (
+        call(lambda d, p: inpaint(d, KNOWN, np.array([np.nan, 0.3]))),
+        "Expected finite y where it is measured.*got 1 such",
+    ),
+    "dps, y of NaN": (call(lambda d, p: dps(d, p, OPERATOR, ONE * np.nan, noise_std=1.0)), "Expected finite y"),
+    "likelihood, y of inf": (lambda: gaussian_likelihood(OPERATOR, ONE * np.inf, noise_std=1.0), "Expected finite y"),
+    "project, network of one row": (
+        call(lambda d, p: project(lambda x, t: x[:1], OPERATOR, ONE)),
+        "Expected the denoiser to return",
+    ),
+    "inpaint, network of one row": (
+        call(lambda d, p: inpaint(lambda x, t: x[:1], KNOWN, np.ones(2))),
+        "Expected the denoiser to return",
+    ),
+    "adjoint of another shape": (
+        call(lambda d, p: project(d, LinearOperator(lambda x: x[:, :1], lambda y: y), ONE)),
+        "Expected an adjoint that returns x_0's shape",
+    ),
     "no signal": (
         lambda: dps(GAUSSIAN.denoise(PROCESSES["rectified"]), PROCESSES["rectified"], OPERATOR, ONE, noise_std=1.0)(
             X, jnp.ones(len(X))

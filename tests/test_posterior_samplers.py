@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,6 +133,21 @@ def test_dps_steps_are_algorithm_1():
     assert int(samples.evaluations) == 12
 
 
+def test_a_dps_step_towards_nan_is_seen():
+    """A y whose values are traced cannot be refused; it must not pass for one that is met, and draw without it."""
+    process, operator = PROCESSES["vp"], operators.matrix(MASKED)
+    ts = uniform(3, t_min=1e-2)
+
+    @jax.jit
+    def draw(y):
+        solver = DPSStep(operator, y, size=0.1)
+        return sample_sde(GAUSSIAN.denoise(process), process, jax.random.key(0), (2, 2), ts=ts, solver=solver)
+
+    found = draw(jnp.full(1, jnp.nan))
+    assert found.result != diffrax.RESULTS.successful
+    assert np.isnan(found.x).all()
+
+
 # sequential Monte Carlo -----------------------------------------------------------------------------------------
 
 RUNS, PARTICLES, NOISE_STD, DATA_STD = 16, 300, 0.3, 1.2
@@ -243,6 +259,10 @@ def test_without_a_measurement_nothing_is_weighted():
     np.testing.assert_allclose(found.log_weights, -np.log(64), rtol=1e-6)
     np.testing.assert_allclose(found.log_evidence, -1.5, rtol=1e-5)
     np.testing.assert_allclose(found.effective_size, 64, rtol=1e-5)
+    # a likelihood of 0 everywhere
+    nothing = constant(PROCESSES["vp"], value=-np.inf)
+    assert nothing.log_evidence == -np.inf
+    assert np.isnan(nothing.effective_size[-1])
     # a grid that ends without noise: the last point is the denoiser's own estimate
     to_zero = constant(PROCESSES["vp"], ts=uniform(5, t_min=0.0))
     assert int(to_zero.evaluations) == 5
@@ -292,7 +312,15 @@ VP = PROCESSES["vp"]
 BAD = {
     "resamples": (lambda: Replacement(KNOWN, Y, resamples=0), "Expected whole resamples"),
     "kernel": (lambda: Replacement(KNOWN, Y, kernel=DPMSolverPP2MSDE()), "Expected a kernel of one step"),
+    "kernel in a kernel": (
+        lambda: DPSStep(operators.mask(KNOWN), Y, size=1.0, kernel=Replacement(KNOWN, Y)),
+        "Expected a kernel of one step",
+    ),
+    "transform": (lambda: Replacement(KNOWN, Y, transform=lambda x: x), "Expected transform to be a pair"),
+    "y of NaN": (lambda: Replacement(~KNOWN, Y), "Expected finite y where it is measured"),
     "size": (lambda: DPSStep(operators.mask(KNOWN), Y, size=0.0), "Expected size > 0"),
+    "size without end": (lambda: DPSStep(operators.mask(KNOWN), Y, size=np.inf), "Expected size > 0, one finite"),
+    "DPS step to NaN": (lambda: DPSStep(operators.mask(~KNOWN), Y, size=1.0), "Expected finite y where it is measured"),
     "mask": (
         lambda: sample_sde(
             GAUSSIAN.denoise(VP), VP, jax.random.key(0), (3, 2), ts=uniform(4, t_min=1e-2),
@@ -315,6 +343,14 @@ BAD = {
         ),
         "Expected twist of shape",
     ),
+    "log_likelihood": (
+        lambda: smc(
+            GAUSSIAN.denoise(VP), VP, lambda x: x.sum(), lambda e, t: t, jax.random.key(0), (3, 2),
+            ts=uniform(4, t_min=1e-2),
+        ),
+        "Expected log_likelihood of shape",
+    ),
+    "weights": (lambda: resample(constant(VP, value=-np.inf), jax.random.key(0), 3), "Expected weights that are num"),
     "n": (lambda: resample(constant(VP), jax.random.key(0), 0), "Expected a whole number n"),
 }  # fmt: skip
 

@@ -19,7 +19,6 @@ from jaxtyping import Array, Float
 from dgm_jax.numerics import (
     check_like,
     expand_to,
-    in_order,
     is_count,
     known_number,
     normal_like,
@@ -27,7 +26,7 @@ from dgm_jax.numerics import (
     split,
     sum_events,
 )
-from dgm_jax.parameterizations.operators import as_mask, observation_like, observed_like, residual
+from dgm_jax.parameterizations.operators import as_mask, check_measured, observation_like, observed_like, residual
 from dgm_jax.parameterizations.posterior import posterior_of
 from dgm_jax.samplers.ancestral import Ancestral
 from dgm_jax.samplers.coordinates import CoordinateName
@@ -43,12 +42,12 @@ class _Around(Kernel):
     """A kernel of one step, with something done to the state about it."""
 
     def __check_init__(self):
-        """Refuse a kernel that remembers estimates of states that were not kept."""
+        """Refuse a kernel that remembers what it did to states that were not kept."""
         kernel = self.kernel  # type: ignore[attr-defined]
-        if not isinstance(kernel, Kernel) or getattr(kernel, "steps_needed", 1) > 1:
+        if not isinstance(kernel, Kernel) or isinstance(kernel, Replacement) or getattr(kernel, "steps_needed", 1) > 1:
             raise ValueError(
-                "Expected a kernel of one step, such as Ancestral(), as estimates kept from the last step are not "
-                f"those of the changed state; got {kernel!r}."
+                "Expected a kernel of one step, such as Ancestral(), as what others keep from the last step is not "
+                f"that of the changed state; got {kernel!r}."
             )
 
     @property
@@ -79,9 +78,16 @@ class Replacement(_Around):
     resamples: int = eqx.field(static=True, default=1)
 
     def __check_init__(self):
-        """Refuse what is not a number of steps."""
+        """Refuse what is not a number of steps, a pair of functions, or a y that is known."""
         if not is_count(self.resamples):
             raise ValueError(f"Expected whole resamples >= 1, as each step is made as often; got {self.resamples}.")
+        pair = self.transform
+        if pair is not None and not (isinstance(pair, tuple) and len(pair) == 2 and all(map(callable, pair))):
+            raise ValueError(
+                "Expected transform to be a pair of functions, to the coordinates of the mask and back, as x is "
+                f"carried both ways; got {pair}."
+            )
+        check_measured(self.y, self.mask)
 
     @property
     def from_pure_noise(self) -> bool:  # type: ignore[override]
@@ -139,7 +145,8 @@ class DPSStep(_Around):
     Args:
         operator: a `LinearOperator`, or any differentiable function of the batch.
         y: [batch, *observation], or [*observation], one for the batch.
-        size: > 0, the paper's zeta', in units of x: 0.3 to 1 for its images in [-1, 1] and 1,000 steps.
+        size: > 0, algorithm 1's zeta', in units of x. The authors' code takes the gradient of |y - A(D)| without the
+            square, so that its scale, 0.3 to 1 for images in [-1, 1] and 1,000 steps, is twice this.
 
     Reference: Chung et al. 2022, arXiv:2209.14687, algorithm 1 and appendix C.2.
     """
@@ -150,9 +157,11 @@ class DPSStep(_Around):
     kernel: Kernel = eqx.field(default=Ancestral(), kw_only=True)
 
     def __check_init__(self):
-        """Refuse a step backwards."""
-        if not in_order(0, self.size) or known_number(self.size) == 0:
-            raise ValueError(f"Expected size > 0, as the residual is to become shorter; got {self.size}.")
+        """Refuse a step backwards, and what is not measured."""
+        size = known_number(self.size)
+        if size is not None and not 0 < size < float("inf"):
+            raise ValueError(f"Expected size > 0, one finite number, as the residual shortens by it; got {self.size}.")
+        check_measured(self.y, getattr(self.operator, "observed", None))
 
     @property
     def from_pure_noise(self) -> bool:  # type: ignore[override]
@@ -167,7 +176,8 @@ class DPSStep(_Around):
         )
         error, pull_error = jax.vjp(lambda x_0: residual(self.operator, self.y, x_0), estimate)
         squared = expand_to(sum_events(error**2), error)
-        direction = jnp.where(squared > 0, error / jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)
+        length = jnp.sqrt(jnp.where(squared == 0, 1.0, squared))  # NaN stays NaN, and is seen in the result
+        direction = jnp.where(squared == 0, 0.0, error / length)
         gradient = 2 * pull(pull_error(direction)[0])[0]
         moved, memory = self.kernel.move(
             replace(reverse, denoise=lambda x, t: estimate), s_0, s_1, state, noise, memory

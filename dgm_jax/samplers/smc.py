@@ -20,9 +20,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dgm_jax.numerics import check_like, in_order, is_count, normal, rounded, split, typed_key
+from dgm_jax.numerics import check_like, in_order, is_count, known, normal, rounded, split, typed_key
 from dgm_jax.parameterizations.posterior import posterior_of
 from dgm_jax.processes.gaussian import GaussianProcess
 from dgm_jax.samplers.coordinates import traced_once
@@ -35,8 +36,9 @@ class Particles(NamedTuple):
     """Weighted points of the posterior p(x_0 | y).
 
     x: [particles, *event]. log_weights: nats, of sum 1. log_evidence: log p(y), nats; its exponential is unbiased.
-    effective_size: 1 / sum of squared weights, before each step and at the end. evaluations: batched
-    calls of the network.
+    effective_size: 1 / sum of squared weights, before each step and at the end. evaluations: batched calls of the
+    network. Where all weights are 0 log_weights and effective_size are NaN; log_evidence is -inf or, before the last
+    step, NaN.
     """
 
     x: Data
@@ -76,6 +78,11 @@ def smc(
     key_prior, key_steps = split(key)
     x = draw_prior(process, key_prior, shape, ts)
     plan = reverse_grid(process, x, ts)
+    of_likelihood = jax.eval_shape(log_likelihood, x).shape
+    if of_likelihood != (len(x),):
+        raise ValueError(
+            f"Expected log_likelihood of shape {(len(x),)}, as each particle is weighed; got {of_likelihood}."
+        )
     denoise = traced_once(denoise)
 
     def steered(x: Data, t: Scalar) -> tuple[Data, PerExample, Data]:
@@ -84,7 +91,7 @@ def smc(
         estimate, pull = jax.vjp(lambda x: check_like(denoise(x, each), x, "denoiser"), x)
         value, pull_twist = jax.vjp(lambda estimate: twist(estimate, each), estimate)
         if value.shape != each.shape:
-            raise ValueError(f"Expected twist of shape {each.shape}, one value per particle; got {value.shape}.")
+            raise ValueError(f"Expected twist of shape {each.shape}, as each particle is weighed; got {value.shape}.")
         return estimate, value, pull(pull_twist(jnp.ones_like(value))[0])[0]
 
     def step(carry: tuple, now: tuple) -> tuple[tuple, Scalar]:
@@ -123,10 +130,15 @@ def smc(
 
 
 def resample(particles: Particles, key: Keys, n: int) -> Data:
-    """`n` unweighted points [n, *event] in random order: systematic resampling, by which each particle is drawn n times
-    its weight, rounded up or down."""
+    """`n` unweighted points [n, *event] in random order.
+
+    Resampling is systematic: each particle is drawn n times its weight, rounded up or down.
+    """
     if not is_count(n):
         raise ValueError(f"Expected a whole number n >= 1 of points, as they are drawn; got {n}.")
+    weights = known(particles.log_weights)
+    if weights is not None and np.isnan(weights).any():
+        raise ValueError(f"Expected weights that are numbers, as points are drawn by them; got {weights}.")
     key_rows, key_order = split(key)
     rows = systematic(particles.log_weights, key_rows, n)
     return particles.x[jax.random.permutation(key_order, rows)]

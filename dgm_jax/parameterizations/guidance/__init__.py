@@ -1,14 +1,7 @@
 """Functions from denoisers to denoisers: guidance, thresholds, and what is known of x_0. They compose."""
 
-from dgm_jax.parameterizations.guidance.inverse import (
-    dps,
-    gaussian_likelihood,
-    gaussian_twist,
-    inpaint,
-    pigdm,
-    pigdm_forward,
-    project,
-)
+from dgm_jax.parameterizations.guidance.inverse import dps, inpaint, pigdm, pigdm_forward, project
+from dgm_jax.parameterizations.guidance.likelihoods import gaussian_likelihood, gaussian_twist
 from dgm_jax.parameterizations.guidance.steering import (
     autoguided,
     classifier_free,

@@ -16,24 +16,24 @@ Elsewhere `dps` trusts y far too much at large sigma, as it ignores Cov[x_0 | x_
 by what that covariance differs from r_t^2 I, most of all in the weights of modes; under `project` and `inpaint` the
 rest learns of y through x_t alone, and is too wide.
 
-`gaussian_likelihood` and `gaussian_twist` are the log-densities themselves, which `samplers.smc` turns into exact
-posteriors.
+`guidance.likelihoods` has the log-densities themselves, which `samplers.smc` turns into exact posteriors.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
 
-from dgm_jax.numerics import check_like, expand_to, in_order, known_number, sum_events
+from dgm_jax.numerics import check_like, expand_to, known_number
+from dgm_jax.parameterizations.guidance.likelihoods import Measured, Std, check_positive, posterior_variance
 from dgm_jax.parameterizations.guidance.steering import Scale, check_scale, scale_like
 from dgm_jax.parameterizations.operators import (
     LinearOperator,
     Observation,
     adjoint_of,
     as_mask,
+    carried_back,
+    check_measured,
     observation_like,
     observed_like,
     residual,
@@ -42,24 +42,22 @@ from dgm_jax.parameterizations.operators import (
 from dgm_jax.processes.gaussian import GaussianProcess
 from dgm_jax.typing import Data, Denoiser, PerExample
 
-Std = float | Float[Array, ""]
-Measured = Array | np.ndarray  # y: [batch, *observation], or [*observation], one for the batch
-Factor = Callable[[Data, PerExample], PerExample]  # (estimate of x_0, t) -> nats
-
 
 def inpaint(denoise: Denoiser, mask: Measured, y: Measured) -> Denoiser:
     """The estimate with y in place where the mask is true: inpainting, or imputation with a mask of each row.
 
-    Under `Ancestral()` the known part then follows the forward process from y exactly, as with `samplers.Replacement`.
+    Under `Ancestral()` the known part then follows the forward process from y, as with `samplers.Replacement`, but for
+    what the prior's mean 0 leaves of alpha y at the first steps.
 
     Args:
         mask: [*event], or [batch, *event] with one per example.
-        y: as x; what is outside the mask is not looked at, and may be NaN.
+        y: as x, or one event for the whole batch; what is outside the mask is not looked at, and may be NaN.
     """
     observed = as_mask(mask)
+    check_measured(y, observed)
 
     def known(x_t: Data, t: PerExample) -> Data:
-        estimate = denoise(x_t, t)
+        estimate = check_like(denoise(x_t, t), x_t, "denoiser")
         return jnp.where(observed_like(observed, estimate), observation_like(y, estimate), estimate)
 
     return known
@@ -70,11 +68,13 @@ def project(denoise: Denoiser, operator: LinearOperator, y: Measured) -> Denoise
 
     Reference: Wang, Yu and Zhang 2022 (DDNM), arXiv:2212.00490, eq. 13.
     """
-    adjoint = adjoint_of(operator)
+    adjoint_of(operator)
+    check_measured(y, operator.observed)
 
     def nearest(x_t: Data, t: PerExample) -> Data:
-        estimate = denoise(x_t, t)
-        return estimate + adjoint(solved(operator, residual(operator, y, estimate), 1.0, 0.0))
+        estimate = check_like(denoise(x_t, t), x_t, "denoiser")
+        whitened = solved(operator, residual(operator, y, estimate), 1.0, 0.0)
+        return estimate + carried_back(operator, whitened, estimate)
 
     return nearest
 
@@ -96,12 +96,15 @@ def dps(
 
     Args:
         operator: a `LinearOperator`, or any differentiable function of the batch.
-        scale: of the gradient; 1 is the rule, one number or one per example.
+        noise_std: > 0, one number.
+        scale: of the gradient of log N, one number or one per example; 1 is that density's, and eq. 16 as printed,
+            with rho = 1/noise_std^2 and without the density's 1/2, is 2.
 
     Reference: Chung et al. 2022, arXiv:2209.14687, eq. 16.
     """
     check_positive(noise_std=noise_std)
     check_scale(scale)
+    check_measured(y, getattr(operator, "observed", None))
 
     def guided(x_t: Data, t: PerExample) -> Data:
         def towards(estimate: Data) -> Data:
@@ -122,10 +125,11 @@ def pigdm(
     noise_std: Std,
     data_std: Std,
 ) -> Denoiser:
-    """Pseudoinverse-guided diffusion: D + r_t^2 J^T-weighted A^T (r_t^2 A A^T + noise_std^2 I)^-1 (y - A D).
+    """Pseudoinverse-guided diffusion: D + sigma^2/alpha J^T A^T (r_t^2 A A^T + noise_std^2 I)^-1 (y - A D).
 
-    Exact for data N(m, data_std^2 I) under every process and linear A. Elsewhere the spread of x_0 given x_t is not
-    r_t^2 I, most of all between modes: widths and the weights of modes are off.
+    J is dD/dx_t. Exact for data N(m, data_std^2 I) under every process and linear A. Elsewhere the spread of x_0 given
+    x_t is not r_t^2 I, most of all between modes: widths and the weights of modes are off. The factor sigma^2/alpha is
+    Bayes' rule's; the paper's sampler weighs the gradient by one of its own.
 
     Args:
         noise_std: 0 is allowed, and is the paper's pseudo-inverse.
@@ -167,64 +171,23 @@ def pigdm_forward(
     return guided
 
 
-def gaussian_likelihood(
-    operator: Callable[[Data], Observation], y: Measured, *, noise_std: Std
-) -> Callable[[Data], PerExample]:
-    """x_0 -> log N(y; A(x_0), noise_std^2 I), nats, over the measured entries of y."""
-    check_positive(noise_std=noise_std)
-
-    def log_likelihood(x_0: Data) -> PerExample:
-        error = residual(operator, y, x_0)
-        std = jnp.asarray(noise_std).astype(error.dtype)
-        observed = getattr(operator, "observed", None)
-        ones = jnp.ones_like(error) if observed is None else observed_like(observed, error).astype(error.dtype)
-        return -sum_events(error**2) / (2 * std**2) - sum_events(ones) * jnp.log(jnp.sqrt(2 * jnp.pi) * std)
-
-    return log_likelihood
-
-
-def gaussian_twist(
-    process: GaussianProcess, operator: LinearOperator, y: Measured, *, noise_std: Std, data_std: Std
-) -> Factor:
-    """(estimate, t) -> log N(y; A estimate, r_t^2 A A^T + noise_std^2 I) up to a function of t: `pigdm`'s guess."""
-    check_positive(noise_std=noise_std, data_std=data_std)
-
-    def log_density(estimate: Data, t: PerExample) -> PerExample:
-        error = residual(operator, y, estimate)
-        noise = jnp.asarray(noise_std).astype(t.dtype) ** 2
-        whitened = solved(operator, error, posterior_variance(process, t, data_std), noise)
-        return -sum_events(error * whitened) / 2
-
-    return log_density
-
-
-def posterior_variance(process: GaussianProcess, t: PerExample, data_std: Std) -> PerExample:
-    """r_t^2 = data_std^2 sigma^2/(alpha^2 data_std^2 + sigma^2): of x_0 given x_t, for data N(m, data_std^2 I)."""
-    data, noise = jnp.asarray(data_std).astype(t.dtype) ** 2, process.variance(t)
-    return data * (noise / (process.alpha(t) ** 2 * data + noise))
-
-
 def _kalman(
     process: GaussianProcess, operator: LinearOperator, y: Measured, noise_std: Std, data_std: Std
 ) -> Callable[[Data, PerExample], Data]:
     """(estimate, t) -> A^T (r_t^2 A A^T + noise_std^2 I)^-1 (y - A estimate)."""
-    if not in_order(0, noise_std):
-        raise ValueError(f"Expected noise_std >= 0, as y = A x_0 + noise_std n; got {noise_std}.")
+    least = known_number(noise_std)
+    if least is not None and not 0 <= least < float("inf"):
+        raise ValueError(f"Expected noise_std >= 0, one finite number, as y = A x_0 + noise_std n; got {noise_std}.")
     check_positive(data_std=data_std)
-    adjoint = adjoint_of(operator)
+    adjoint_of(operator)
+    check_measured(y, operator.observed)
 
     def towards(estimate: Data, t: PerExample) -> Data:
         spread, noise = posterior_variance(process, t, data_std), jnp.asarray(noise_std).astype(t.dtype) ** 2
-        return adjoint(solved(operator, residual(operator, y, estimate), spread, noise))
+        whitened = solved(operator, residual(operator, y, estimate), spread, noise)
+        return carried_back(operator, whitened, estimate)
 
     return towards
-
-
-def check_positive(**stds: Std) -> None:
-    """Raise `ValueError` unless these standard deviations are above 0, where they are known."""
-    for name, std in stds.items():
-        if not in_order(0, std) or known_number(std) == 0:
-            raise ValueError(f"Expected {name} > 0, as it is divided by; got {std}.")
 
 
 def _steered(
