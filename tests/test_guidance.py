@@ -226,7 +226,7 @@ BAD = {
     "an infinite scale": (lambda p: classifier_guided(one, p, one, float("inf")), "scale >= 0"),
     "scales of another batch": (
         lambda p: classifier_free(one, one, jnp.ones(3))(jnp.ones((2, 1)), jnp.ones(2)),
-        "per ex",
+        "one per example",
     ),
     "a matrix of scales": (lambda p: classifier_free(one, one, jnp.ones((2, 2))), "one per example"),
     "a log_prob of one number": (
@@ -242,6 +242,35 @@ BAD = {
     "a rate above 1": (lambda p: drop_conditions(jnp.arange(3), 9, jax.random.key(0), rate=1.5), "rate in"),
     "a null of another shape": (lambda p: classifier_free_batched(one, jnp.ones((3, 2)), jnp.ones(5), 1.0), "null of"),
     "a null of another tree": (lambda p: classifier_free_batched(one, {"a": jnp.ones(3)}, 1.0, 1.0), "tree like"),
+    "conditions of another batch": (
+        lambda p: classifier_free_batched(lambda x, t, c: x, jnp.arange(1), 9, 1.0)(jnp.ones((3, 2)), jnp.ones(3)),
+        "Expected 3 conditions",
+    ),
+    "a network that drops rows": (
+        lambda p: classifier_free_batched(lambda x, t, c: x[:3], jnp.arange(3), 9, 1.0)(jnp.ones((3, 2)), jnp.ones(3)),
+        "shape of its input",
+    ),
+    "a null that wraps": (
+        lambda p: drop_conditions(np.arange(3, dtype=np.uint8), 300, jax.random.key(0), rate=1.0),
+        "null that uint8 holds.*got 300",
+    ),
+    "a null that is cut": (lambda p: classifier_free_batched(one, jnp.arange(3), 0.5, 1.0), "null that int32 holds"),
+    "a null of NaN under jit": (
+        lambda p: jax.jit(lambda c: drop_conditions(c, np.nan, jax.random.key(0), rate=1.0))(jnp.arange(3)),
+        "null that int32 holds",
+    ),
+    "a classifier's network of one row": (
+        lambda p: classifier_guided(lambda x, t: x[:1], p, lambda x, t: x.sum(1), 1.0)(
+            jnp.ones((2, 3)), jnp.full(2, 0.5)
+        ),
+        "shape of its input",
+    ),
+    "an interval's network of one column": (
+        lambda p: limited_interval(lambda x, t: x[:, :1], one, p, low=0.1, high=9.0)(
+            jnp.ones((2, 3)), jnp.full(2, 0.5)
+        ),
+        "shape of its input",
+    ),
     "no condition": (lambda p: classifier_free_batched(one, {}, {}, 1.0), "each example has its own"),
     "a network of another shape": (
         lambda p: classifier_free(lambda x, t: x[:, :1], one, 2.0)(jnp.ones((2, 3)), jnp.ones(2)),

@@ -72,6 +72,7 @@ BAD = {
     "one point": (lambda: static_threshold(said, low=1.0, high=1.0), "low < high"),
     "a percentile": (lambda: dynamic_threshold(said, quantile=99.5, bound=1.0), "quantile in"),
     "no range": (lambda: dynamic_threshold(said, quantile=0.9, bound=0.0), "bound > 0"),
+    "a range without end": (lambda: dynamic_threshold(said, quantile=0.9, bound=np.inf), "finite bound > 0"),
     "NaN": (lambda: dynamic_threshold(said, quantile=float("nan"), bound=1.0), "quantile in"),
     "a projection of one example": (lambda: projected(said, lambda x: x[0])(ESTIMATES, TIMES), "projection to return"),
 }

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
@@ -53,11 +54,14 @@ def classifier_free_batched(denoise_given: Given, condition: PyTree, null: PyTre
     """
     check_scale(scale)
     null = _like_condition(null, condition)
+    batch = _batch_of(condition)
 
     def guided(x_t: Data, t: PerExample) -> Data:
+        if len(x_t) != batch:
+            raise ValueError(f"Expected {len(x_t)} conditions, as each example of x_t has its own; got {batch}.")
         # an example's two rows are neighbours, so that a batch that is split over devices stays where it is
-        both = jax.tree.map(_interleaved, condition, null)
-        estimates = denoise_given(_interleaved(x_t, x_t), _interleaved(t, t), both)
+        both, twice = jax.tree.map(_interleaved, condition, null), _interleaved(x_t, x_t)
+        estimates = check_like(denoise_given(twice, _interleaved(t, t), both), twice, "denoiser")
         estimates = estimates.reshape(len(x_t), 2, *estimates.shape[1:])
         return _extrapolated(estimates[:, 1], estimates[:, 0], x_t, scale)
 
@@ -95,12 +99,12 @@ def classifier_guided(
             values = log_prob(x, t)
             if values.shape != t.shape:
                 raise ValueError(
-                    f"Expected log_prob of shape {t.shape}, one value for each example; got {values.shape}."
+                    f"Expected log_prob of shape {t.shape}, as each example has a gradient; got {values.shape}."
                 )
             return values.sum()
 
         towards = process.variance(t) / process.alpha(t) * scale_like(scale, t)
-        return denoise(x_t, t) + expand_to(towards, x_t) * jax.grad(total)(x_t)
+        return check_like(denoise(x_t, t), x_t, "denoiser") + expand_to(towards, x_t) * jax.grad(total)(x_t)
 
     return guided
 
@@ -130,7 +134,10 @@ def limited_interval(
         inside = (low < ratio) & (ratio <= high)
 
         def where_any(needed: Array, denoise: Denoiser) -> Data:
-            return jax.lax.cond(needed.any(), denoise, lambda x_t, t: jnp.zeros_like(x_t), x_t, t)
+            def called(x_t: Data, t: PerExample) -> Data:
+                return check_like(denoise(x_t, t), x_t, "denoiser")
+
+            return jax.lax.cond(needed.any(), called, lambda x_t, t: jnp.zeros_like(x_t), x_t, t)
 
         return jnp.where(expand_to(inside, x_t), where_any(inside, guided), where_any(~inside, otherwise))
 
@@ -148,8 +155,8 @@ def drop_conditions(condition: PyTree, null: PyTree, key: Keys, *, rate: float |
     if not in_order(0, rate, 1):
         raise ValueError(f"Expected rate in [0, 1], as a probability; got {rate}.")
     null = _like_condition(null, condition)
-    batch = len(jax.tree.leaves(condition)[0])
-    dropped = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(example_keys(key, batch))
+    keys = example_keys(key, _batch_of(condition))
+    dropped = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(keys)
     return jax.tree.map(lambda c, n: jnp.where(expand_to(dropped, c), n, c), condition, null)
 
 
@@ -157,7 +164,9 @@ def check_scale(scale: Scale) -> None:
     """Raise `ValueError` unless the scale is one number or one per example, finite and not negative where known."""
     values = known(scale)
     if len(jnp.shape(scale)) > 1:
-        raise ValueError(f"Expected scale to be a number, or one per example; got shape {jnp.shape(scale)}.")
+        raise ValueError(
+            f"Expected scale to be a number, or one per example, as it weighs estimates; got shape {jnp.shape(scale)}."
+        )
     if values is not None and not ((values >= 0) & (values < jnp.inf)).all():
         raise ValueError(f"Expected a finite scale >= 0, as less than 0 steers away from the condition; got {scale}.")
 
@@ -171,8 +180,16 @@ def _extrapolated(from_: Data, to: Data, x_t: Data, scale: Scale) -> Data:
 def scale_like(scale: Scale, each: PerExample) -> PerExample:
     """One scale per example."""
     if jnp.ndim(scale) == 1 and jnp.shape(scale) != each.shape:
-        raise ValueError(f"Expected a scale per example {each.shape}, or one number; got {jnp.shape(scale)}.")
+        raise ValueError(
+            f"Expected one scale, or one per example {each.shape}, as broadcasting would hide a mistake; got "
+            f"{jnp.shape(scale)}."
+        )
     return jnp.broadcast_to(jnp.asarray(scale, each.dtype), each.shape)
+
+
+def _batch_of(condition: PyTree) -> int:
+    """The number of examples, which all leaves share."""
+    return len(jax.tree.leaves(condition)[0])
 
 
 def _interleaved(a: Array, b: Array) -> Array:
@@ -192,7 +209,13 @@ def _like_condition(null: PyTree, condition: PyTree) -> PyTree:
         )
 
     def like(n: ArrayLike, c: ArrayLike) -> Array:
+        values = known(n)
         c, n = jnp.asarray(c), jnp.asarray(n)
+        if values is not None and jnp.issubdtype(c.dtype, jnp.integer):
+            with np.errstate(invalid="ignore"):
+                held = np.array_equal(values, values.astype(c.dtype))
+            if not held:
+                raise ValueError(f"Expected a null that {c.dtype} holds, as the condition has that type; got {values}.")
         if n.shape not in (c.shape, c.shape[1:]):
             raise ValueError(f"Expected null of shape {c.shape[1:]} or {c.shape}, as the condition; got {n.shape}.")
         return jnp.broadcast_to(n.astype(c.dtype).reshape((1,) * (c.ndim - n.ndim) + n.shape), c.shape)

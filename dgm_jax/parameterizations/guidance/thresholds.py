@@ -35,8 +35,8 @@ def dynamic_threshold(denoise: Denoiser, *, quantile: Bound, bound: Bound) -> De
     """
     if not in_order(0, quantile, 1):
         raise ValueError(f"Expected quantile in [0, 1], as a share of the values; got {quantile}.")
-    if not in_order(0, bound) or known_number(bound) == 0:
-        raise ValueError(f"Expected bound > 0, as data lie in [-bound, bound]; got {bound}.")
+    if not in_order(0, bound) or known_number(bound) in (0, float("inf")):
+        raise ValueError(f"Expected a finite bound > 0, as data lie in [-bound, bound]; got {bound}.")
 
     def clipped(estimate: Data) -> Data:
         sizes = jnp.abs(estimate).reshape(len(estimate), -1)
