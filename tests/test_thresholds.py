@@ -7,7 +7,13 @@ import optax
 import pytest
 from oracles import MIXTURE, PROCESSES
 
-from dgm_jax.parameterizations import classifier_free, dynamic_threshold, projected, static_threshold
+from dgm_jax.parameterizations import (
+    classifier_free,
+    dynamic_threshold,
+    limited_interval,
+    projected,
+    static_threshold,
+)
 from dgm_jax.processes import log_snr_grid
 from dgm_jax.samplers import sample_ode
 
@@ -36,6 +42,17 @@ def test_dynamic_threshold_is_imagens(quantile):
 def test_static_threshold_leaves_what_is_within():
     found = static_threshold(said, low=-0.5, high=2.0)(ESTIMATES, TIMES)
     np.testing.assert_array_equal(found, np.clip(np.asarray(ESTIMATES), -0.5, 2.0))
+
+
+@pytest.mark.parametrize("bound", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("data", [jnp.float32, jnp.float64])
+def test_bounds_leave_the_precision_of_the_data(data, bound):
+    with jax.enable_x64(True):
+        x, t = ESTIMATES.astype(data), TIMES.astype(data)
+        low, high = jnp.asarray(0.1, bound), jnp.asarray(0.5, bound)
+        assert static_threshold(said, low=low, high=high)(x, t).dtype == data
+        assert dynamic_threshold(said, quantile=high, bound=high)(x, t).dtype == data
+        assert limited_interval(said, said, PROCESSES["vp"], low=low, high=high)(x, t).dtype == data
 
 
 def test_projections_of_optax_on_each_example():

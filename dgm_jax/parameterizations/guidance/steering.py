@@ -131,7 +131,7 @@ def limited_interval(
 
     def steered(x_t: Data, t: PerExample) -> Data:
         ratio = process.sigma(t) / process.alpha(t)  # inf where alpha = 0, which is above every finite `high`
-        inside = (low < ratio) & (ratio <= high)
+        inside = (jnp.asarray(low, ratio.dtype) < ratio) & (ratio <= jnp.asarray(high, ratio.dtype))
 
         def where_any(needed: Array, denoise: Denoiser) -> Data:
             def called(x_t: Data, t: PerExample) -> Data:

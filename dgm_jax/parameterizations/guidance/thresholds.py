@@ -21,7 +21,11 @@ def static_threshold(denoise: Denoiser, *, low: Bound, high: Bound) -> Denoiser:
     """
     if not in_order(low, high) or (known(low) is not None and known_number(low) == known_number(high)):
         raise ValueError(f"Expected low < high, as estimates are clipped to that interval; got {low=}, {high=}.")
-    return projected(denoise, lambda estimate: jnp.clip(estimate, low, high))
+
+    def clipped(estimate: Data) -> Data:
+        return jnp.clip(estimate, jnp.asarray(low, estimate.dtype), jnp.asarray(high, estimate.dtype))
+
+    return projected(denoise, clipped)
 
 
 def dynamic_threshold(denoise: Denoiser, *, quantile: Bound, bound: Bound) -> Denoiser:
