@@ -285,7 +285,7 @@ def write(config: Config, run: Run, found: dict[Any, Any], real: dict[str, Any],
     with (run.directory / "guidance_strength.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["data", "method", "scale w", "measure", "value", "standard error"])
-        for (method, scale), row in {(REAL, "-"): real, **found}.items():
+        for (method, scale), row in {(f"{REAL}, +- of one set", "-"): real, **found}.items():
             writer.writerows(
                 ["colour digits", method, scale, name, f"{v:.5g}", f"{e:.2g}"] for name, (v, e) in row.items()
             )

@@ -12,7 +12,9 @@ images.csv, inverse_problems.md and inverse_problems.png to runs/inverse_problem
 
 Expected in part A, over measurements: SMC has the posterior's mean to 0.1 of its standard deviations and covers 90 %;
 PiGDM 0.13 to 0.17 and 90 %; DPS 0.2 to 0.3 and 82 to 87 %; replacement, RePaint and projection, which take y for
-noiseless, 0.5 to 1.2 and 35 to 80 %. In part B PiGDM has the best PSNR. Numbers: docs/3-inverse-problems.md.
+noiseless, 0.5 to 1.2 and 35 to 80 %. In part B the mean of PiGDM's draws has the best PSNR of missing parts, blur and
+smaller digits, with RePaint's that of random sums, and behind RePaint's that of grey digits, whose colour is a guess.
+Numbers: docs/3-inverse-problems.md.
 """
 
 import csv
