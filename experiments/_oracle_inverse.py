@@ -23,7 +23,15 @@ from dgm_jax.processes import log_snr_grid
 from dgm_jax.samplers import Replacement, colorization_transform, resample, sample_sde, smc
 from experiments._oracle_rows import ALL, EYE, Row, paper, relative, standard_errors, worst
 from experiments._oracle_solves import moments
-from tests.exact_posterior import MASKED, affine_denoiser, ancestral_moments, condition, isotropic, levels_of
+from tests.exact_posterior import (
+    MASKED,
+    affine_denoiser,
+    ancestral_moments,
+    chain_posterior,
+    condition,
+    isotropic,
+    levels_of,
+)
 from tests.oracles import GAUSSIAN, PROCESSES, last_time
 
 DOUBLE: Any = np.float64
@@ -106,7 +114,7 @@ def denoiser_rows(name: str) -> Iterator[Row]:
 
 
 def sampler_rows(name: str) -> Iterator[Row]:
-    """Replacement's own moments; particles of Gaussian data in standard errors, over independent runs."""
+    """Replacement's own moments; particles of Gaussian data, over independent runs. All in standard errors."""
     process = PROCESSES[name]
     denoise = GAUSSIAN.denoise(process)
     ts = log_snr_grid(process, 24, t_min=1e-2, t_max=last_time(name))
@@ -118,24 +126,21 @@ def sampler_rows(name: str) -> Iterator[Row]:
         method = "`Replacement`" if resamples == 1 else "`Replacement`, RePaint"
         yield Row(method, source, name, "exact moments of its steps", moments(draw(jax.random.key(0)), *exact))
 
-    runs, steps = 64, 200
-    ts = log_snr_grid(process, steps, t_min=1e-3, t_max=last_time(name))
-    operator, exact = operators.matrix(MASKED), condition(GAUSSIAN, MASKED, MEASURED, S)
+    runs, particles = 64, 64
+    ts = log_snr_grid(process, 50, t_min=1e-3, t_max=last_time(name))
+    operator, exact = operators.matrix(MASKED), chain_posterior(process, ts, GAUSSIAN, MASKED, MEASURED, S)
     likelihood = gaussian_likelihood(operator, MEASURED, noise_std=S)
     twist = gaussian_twist(process, operator, MEASURED, noise_std=S, data_std=0.5)
-    particles = jax.jit(jax.vmap(lambda key: smc(denoise, process, likelihood, twist, key, (64, 2), ts=ts)))
-    found = particles(jax.random.split(jax.random.key(1), runs))
-    (a, b), (c, d) = levels_of(process, ts)[-1], levels_of(process, ts)[0]
-    bias = (np.log(a / b) - np.log(c / d)) / steps  # half a step in log-SNR
+    draw = jax.jit(jax.vmap(lambda key: smc(denoise, process, likelihood, twist, key, (particles, 2), ts=ts)))
+    found = draw(jax.random.split(jax.random.key(1), runs))
+    points = jax.vmap(lambda p, key: resample(p, key, particles))(found, jax.random.split(jax.random.key(2), runs))
+    # a run's mean is not unbiased, as its weights sum to 1; its evidence is, and so is their product
     evidence = np.exp(np.asarray(found.log_evidence) - exact.log_evidence)
-    oracle = "Kalman's posterior, in standard errors"
-    yield Row("`smc`, evidence", TWISTED, name, oracle, standard_errors(evidence, 1.0, bias=bias))
-    mean, covariance = exact.posterior.mean, exact.posterior.covariance
-    spread = np.sqrt(np.diag(covariance))
-    each = (np.sum(np.exp(found.log_weights)[..., None] * np.asarray(found.x), 1) - mean) / spread
-    measured = [standard_errors(column, 0.0, bias=bias) for column in np.asarray(each).T]
-    yield Row("`smc`", TWISTED, name, oracle, worst(*np.array(measured).T))
-    points = jax.vmap(lambda p, key: resample(p, key, 64))(found, jax.random.split(jax.random.key(2), runs))
-    each = (np.asarray(points).mean(1) - mean) / spread
-    measured = [standard_errors(column, 0.0, bias=bias) for column in each.T]
-    yield Row("`resample`", TWISTED, name, oracle, worst(*np.array(measured).T))
+    mean, spread = exact.posterior.mean, np.sqrt(np.diag(exact.posterior.covariance))
+    weighted = np.sum(np.exp(found.log_weights)[..., None] * np.asarray(found.x), 1)
+    oracle = "Kalman's posterior of the chain's own law"
+    yield Row("`smc`, evidence", TWISTED, name, oracle, standard_errors(evidence, 1.0))
+    for method, each in (("`smc`", weighted), ("`resample`", np.asarray(points).mean(1))):
+        errors = evidence[:, None] * (each - mean) / spread
+        measured = [standard_errors(column, 0.0) for column in errors.T]
+        yield Row(method, TWISTED, name, oracle, worst(*np.array(measured).T))

@@ -94,6 +94,9 @@ Where tolerances come from:
   these is a bias where the oracle leaves one out: the mismatch alpha/sigma (max |m| + 1) of the prior at the last
   time, half a step in log-SNR for Euler-Maruyama on a mixture, half a step times the growth of the variance for the
   forward kernel. Against the exact moments of Euler-Maruyama no bias is left.
+- **Inverse problems**: rules are compared where they are exact, or by the error that they must make. The samplers'
+  steps are affine on Gaussian data: moments of replacement and RePaint, and the posterior of particles, are those of
+  the chain of steps itself, and no bias is left.
 - **Log-likelihoods** are in nats. A third-order solver on 200 steps is allowed the cube of its step in log-SNR; against
   the exact log p, the prior's mismatch at up to five standard deviations comes on top.
 - **Samplers by name** are affine on Gaussian data, so that their papers' formulas give exact moments, and nothing but

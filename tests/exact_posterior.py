@@ -70,6 +70,18 @@ def levels_of(process, ts) -> list[tuple[float, float]]:
         return [(float(a), float(s)) for a, s in zip(process.alpha(t), process.sigma(t), strict=True)]
 
 
+def chain_posterior(process, ts, mixture: Mixture, matrix: np.ndarray, y: np.ndarray, noise_std: float) -> Exact:
+    """The posterior of the last state of ancestral sampling itself, which particles have without its discretisation.
+
+    Args:
+        mixture: of one Gaussian, whose denoiser the chain is run with.
+    """
+    mean, covariance = ancestral_moments(
+        levels_of(process, ts), lambda alpha, sigma: affine_denoiser(mixture, alpha, sigma), len(mixture.means[0])
+    )
+    return condition(Mixture(np.ones(1), mean[None], covariance[None]), matrix, y, noise_std)
+
+
 def ancestral_moments(levels, denoiser, dim, *, known=None, y=None, resamples=1):
     """Exact mean and covariance at the last level of ancestral sampling with an affine denoiser, from the prior.
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact_posterior import MASKED, affine_denoiser, ancestral_moments, condition, levels_of
+from exact_posterior import MASKED, affine_denoiser, ancestral_moments, chain_posterior, condition, levels_of
 from oracles import GAUSSIAN, MIXTURE, PROCESSES, last_time, mixture_weights
 from test_sde import check_moments
 
@@ -168,6 +168,31 @@ def check_mean(values, expected, *, bias=0.0):
     values = np.asarray(values, np.float64)
     error = values.std(0, ddof=1) / np.sqrt(len(values))
     np.testing.assert_array_less(np.abs(values.mean(0) - expected), 4 * error + bias + 1e-12)
+
+
+@pytest.mark.parametrize("name", ["vp", "ve", "rectified"])
+def test_smc_is_unbiased_for_its_own_chain(name):
+    """Twelve coarse steps: evidence, and evidence times the mean, of the posterior under the chain's own Gaussian law.
+
+    No bias is allowed, so that a weight that forgets a factor is seen. Under data's own law twelve steps are far off.
+    """
+    process, count, y = PROCESSES[name], 400, MEASURED
+    ts, denoise = log_snr_grid(process, 12, t_min=1e-2, t_max=last_time(name)), GAUSSIAN.denoise(process)
+    operator = operators.matrix(MASKED.astype(np.float32))
+    likelihood = gaussian_likelihood(operator, y, noise_std=NOISE_STD)
+    twist = gaussian_twist(process, operator, y, noise_std=NOISE_STD, data_std=0.8)
+    draw = jax.jit(jax.vmap(lambda key: smc(denoise, process, likelihood, twist, key, (30, 2), ts=ts)))
+    found = draw(jax.random.split(jax.random.key(5), count))
+    exact = chain_posterior(process, ts, GAUSSIAN, MASKED, y, NOISE_STD)
+    evidence = np.exp(np.asarray(found.log_evidence, np.float64) - exact.log_evidence)
+    check_mean(evidence, 1.0)
+    mean = np.einsum("rp,rpi->ri", np.exp(np.asarray(found.log_weights, np.float64)), np.asarray(found.x, np.float64))
+    check_mean(evidence[:, None] * (mean - exact.posterior.mean), 0.0)
+    resampled = jax.vmap(lambda p, key: resample(p, key, 30))(found, jax.random.split(jax.random.key(6), count))
+    check_mean(evidence[:, None] * (np.asarray(resampled).mean(1) - exact.posterior.mean), 0.0)
+    of_data = condition(GAUSSIAN, MASKED, y, NOISE_STD).log_evidence
+    with pytest.raises(AssertionError):
+        check_mean(evidence * np.exp(exact.log_evidence - of_data), 1.0)
 
 
 @pytest.mark.parametrize("name", ["vp", "ve", "rectified"])
