@@ -1,5 +1,7 @@
 """Guidance against exact conditionals: of a mixture, each component is a class, and p(c | x_t) is in closed form."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ from oracles import GAUSSIAN, MIXTURE, PROCESSES, Mixture, last_time
 from scipy.integrate import solve_ivp
 
 from dgm_jax.metrics import energy_test
+from dgm_jax.networks import MLP
 from dgm_jax.parameterizations import (
     autoguided,
     classifier_free,
@@ -214,6 +217,24 @@ def test_conditions_are_dropped_as_often_as_asked_each_by_its_own_key():
     chex.assert_trees_all_equal(part, jax.tree.map(lambda leaf: leaf[7:9], found))
     assert (drop_conditions(condition, null, keys, rate=1.0)["label"] == 10).all()
     chex.assert_trees_all_equal(drop_conditions(condition, null, keys, rate=0.0), condition)
+
+
+@pytest.mark.parametrize(("labels", "null"), [([1, 12], 10), ([1, 2], 11)], ids=["label", "null"])
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_classes_out_of_range_are_seen_inside_a_solve(transform, labels, null):
+    """The network's own check, which looks at what is known: a solve's state is traced, its labels need not be."""
+    network, process = MLP((4,), num_classes=10), PROCESSES["vp"]
+    params, asked = (
+        network.init(jax.random.key(0), jnp.zeros((2, 1)), jnp.zeros(2), jnp.zeros(2, int)),
+        np.array(labels),
+    )
+
+    def draw(key):
+        guided = classifier_free_batched(partial(network.apply, params), asked, null, 2.0)
+        return sample_ode(guided, process, key, (2, 1), ts=jnp.asarray([1.0, 0.5])).x
+
+    with pytest.raises(ValueError, match=r"Expected labels in \[0, 10\]"):
+        transform(draw)(jax.random.key(0))
 
 
 def one(x_t, t):

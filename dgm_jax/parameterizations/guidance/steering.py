@@ -53,14 +53,14 @@ def classifier_free_batched(denoise_given: Given, condition: PyTree, null: PyTre
         scale: as in `classifier_free`.
     """
     check_scale(scale)
-    null = _like_condition(null, condition)
-    batch = _batch_of(condition)
+    null, batch = _like_condition(null, condition), _batch_of(condition)
+    # an example's two rows are neighbours, so that a batch that is split over devices stays where it is
+    both = jax.tree.map(_where_known(_interleaved), condition, null)
 
     def guided(x_t: Data, t: PerExample) -> Data:
         if len(x_t) != batch:
             raise ValueError(f"Expected {len(x_t)} conditions, as each example of x_t has its own; got {batch}.")
-        # an example's two rows are neighbours, so that a batch that is split over devices stays where it is
-        both, twice = jax.tree.map(_interleaved, condition, null), _interleaved(x_t, x_t)
+        twice = _interleaved(x_t, x_t)
         estimates = check_like(denoise_given(twice, _interleaved(t, t), both), twice, "denoiser")
         estimates = estimates.reshape(len(x_t), 2, *estimates.shape[1:])
         return _extrapolated(estimates[:, 1], estimates[:, 0], x_t, scale)
@@ -192,8 +192,21 @@ def _batch_of(condition: PyTree) -> int:
     return len(jax.tree.leaves(condition)[0])
 
 
-def _interleaved(a: Array, b: Array) -> Array:
+def _where_known(function: Callable[[ArrayLike, ArrayLike], Array]) -> Callable[[ArrayLike, ArrayLike], Array]:
+    """The function, computed now where its values are known: inside a solve a network's checks still see its labels."""
+
+    def computed(a: ArrayLike, b: ArrayLike) -> Array:
+        if known(a) is None or known(b) is None:
+            return function(a, b)
+        with jax.ensure_compile_time_eval():
+            return function(a, b)
+
+    return computed
+
+
+def _interleaved(a: ArrayLike, b: ArrayLike) -> Array:
     """a_0, b_0, a_1, b_1, ..."""
+    a, b = jnp.asarray(a), jnp.asarray(b)
     return jnp.stack([a, b], axis=1).reshape(2 * len(a), *a.shape[1:])
 
 
@@ -220,4 +233,4 @@ def _like_condition(null: PyTree, condition: PyTree) -> PyTree:
             raise ValueError(f"Expected null of shape {c.shape[1:]} or {c.shape}, as the condition; got {n.shape}.")
         return jnp.broadcast_to(n.astype(c.dtype).reshape((1,) * (c.ndim - n.ndim) + n.shape), c.shape)
 
-    return jax.tree.map(like, null, condition)
+    return jax.tree.map(_where_known(like), null, condition)
