@@ -32,7 +32,7 @@ CLASSES = 10
 
 
 def rows(name: str, net: Any, event: tuple[int, ...], *, batch: int, steps: int, repeats: int) -> list[Row]:
-    """The three ratios of one network."""
+    """The four ratios of one network."""
     params = net.init(jax.random.key(0), jnp.zeros((1, *event)), jnp.zeros(1), jnp.zeros(1, int))
     ts = uniform(steps, t_min=1e-3)
 
