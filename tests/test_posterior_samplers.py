@@ -12,7 +12,7 @@ from oracles import GAUSSIAN, MIXTURE, PROCESSES, last_time, mixture_weights
 from test_sde import check_moments
 
 from dgm_jax.metrics import energy_test
-from dgm_jax.parameterizations import gaussian_likelihood, gaussian_twist, inpaint, operators
+from dgm_jax.parameterizations import dps, gaussian_likelihood, gaussian_twist, inpaint, operators, pigdm
 from dgm_jax.processes import log_snr_grid, uniform
 from dgm_jax.samplers import (
     Ancestral,
@@ -105,6 +105,37 @@ def test_a_last_point_0_keeps_y_by_inpainting():
     options = {"ts": uniform(6, t_min=0.0), "solver": Replacement(KNOWN, Y)}
     x = sample_sde(denoise, process, jax.random.key(0), (5, 2), **options).x
     np.testing.assert_array_equal(x[:, 0], Y[0])
+
+
+# weights of modes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["pigdm", "dps", "replacement", "RePaint"])
+def test_weights_of_modes_are_those_of_neither_prior_nor_posterior(name):
+    """Three modes and one coordinate measured: which mode is decided early, where y is seen too little of.
+
+    SMC alone has them right, which `test_smc_draws_the_exact_posterior` holds it to.
+    """
+    process, n, y = PROCESSES["vp"], 2000, np.array([0.4], np.float32)
+    ts, denoise = log_snr_grid(process, 60, t_min=1e-2, t_max=1.0), MIXTURE.denoise(process)
+    operator, known = operators.matrix(MASKED.astype(np.float32)), np.array([y[0], np.nan], np.float32)
+    guided, kernel, noise_std = denoise, Ancestral(), NOISE_STD
+    if name == "pigdm":
+        guided = pigdm(denoise, process, operator, y, noise_std=NOISE_STD, data_std=DATA_STD)
+    elif name == "dps":
+        guided = dps(denoise, process, operator, y, noise_std=NOISE_STD)
+    else:  # which take y for noiseless
+        kernel, noise_std = Replacement(KNOWN, known, resamples=1 if name == "replacement" else 4), 1e-2
+    draw = jax.jit(lambda key: sample_sde(guided, process, key, (n, 2), ts=ts, solver=kernel).x)
+    exact = condition(MIXTURE, MASKED, y, noise_std).posterior.weights
+    found = mixture_weights(condition(MIXTURE, MASKED, y, NOISE_STD).posterior, draw(jax.random.key(0)))
+
+    def apart(a, b):
+        return np.abs(a - b).sum() / 2
+
+    error = 4 * np.sqrt(exact * (1 - exact) / n).sum() / 2
+    assert error < 0.05
+    assert 0.05 + error < apart(found, exact) < apart(MIXTURE.weights, exact), (found, exact)
 
 
 # DPS's step -----------------------------------------------------------------------------------------------------
