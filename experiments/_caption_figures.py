@@ -35,8 +35,8 @@ def write(run: Run) -> dict[tuple[str, float], dict[str, list[float]]]:
 
 
 def caption_figure(pictures: dict[Any, Any], path: Path) -> None:
-    """Pictures of the second scale above 1, with their captions; above of pairs seen, below of pairs not seen."""
-    scale = sorted({scale for _, scale in pictures if scale > 1})[0]
+    """Pictures of the largest scale, with their captions; above of pairs seen, below of pairs not seen."""
+    scale = max(scale for _, scale in pictures)
     with matplotlib.rc_context({**STYLE, "axes.titlesize": 6.5}):
         fig = figure(8.4, 4.6)
         for part, which in zip(fig.subfigures(2, 1, squeeze=False)[:, 0], (SEEN, UNSEEN), strict=True):

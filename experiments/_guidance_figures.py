@@ -54,19 +54,19 @@ def strength_figure(found: dict[Any, Any], real: dict[str, Any], path: Path) -> 
 
 
 def grid_figure(pictures: dict[str, np.ndarray], scales: tuple[float, ...], path: Path) -> None:
-    """A row for each scale, from the same noise; twenty digits by each method."""
+    """A row for each scale, from the same noise; ten digits by each method."""
     own = {method: [scale for scale in scales if f"{method} {scale:g}" in pictures] for method in LINES}
     heights = [max(len(own[m]) for m in row) for row in (list(LINES)[:2], list(LINES)[2:])]
     with matplotlib.rc_context(STYLE):
-        fig = figure(8.6, 0.3 * sum(map(bool, heights)) + 0.21 * sum(heights))
+        fig = figure(8.6, 0.3 * sum(map(bool, heights)) + 0.42 * sum(heights))
         for ax, method in zip(
             fig.subplots(2, 2, height_ratios=[max(h, 0.1) for h in heights]).flat, LINES, strict=True
         ):
             ax.set_visible(bool(own[method]))
             if not own[method]:
                 continue
-            images = np.concatenate([pictures[f"{method} {scale:g}"][:20] for scale in own[method]])
-            ax.imshow((np.clip(tiled(images, 20), -1, 1) + 1) / 2, interpolation="nearest")
+            images = np.concatenate([pictures[f"{method} {scale:g}"][:10] for scale in own[method]])
+            ax.imshow((np.clip(tiled(images, 10), -1, 1) + 1) / 2, interpolation="nearest")
             ax.set_yticks(16 * np.arange(len(own[method])) + 7.5, [f"{scale:g}" for scale in own[method]], fontsize=7)
             ax.set(title=method, ylabel="w", xticks=[], anchor="N")
             ax.tick_params(length=0)

@@ -29,7 +29,8 @@ def write(run: Run, sets: int) -> Found:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["method", "scale w", "measure", "value", "standard error"])
         for (method, scale), row in found.items():
-            writer.writerows([method, scale or "", name, f"{v:.5g}", f"{e:.2g}"] for name, (v, e) in row.items())
+            kept = {name: row[name] for name in MEASURES if scale or name != "seconds"}
+            writer.writerows([method, scale or "", name, f"{v:.5g}", f"{e:.2g}"] for name, (v, e) in kept.items())
     lines = []
     for (method, scale), row in found.items():
         cells = [plus_minus(*row[name], 2 if name in ("frechet", "seconds") else 3) for name in MEASURES]
@@ -50,7 +51,7 @@ def latent_figure(found: Found, pictures: dict[str, np.ndarray], path: Path) -> 
         "precision": "precision",
         "recall": "recall",
         "coverage": "coverage",
-        "frechet": "Frechet distance",
+        "frechet": "Frechet (features²)",
     }
     with matplotlib.rc_context(STYLE):
         fig = figure(8.4, 0.4 + 0.36 * len(pictures) + 2.0)
@@ -75,7 +76,8 @@ def latent_figure(found: Found, pictures: dict[str, np.ndarray], path: Path) -> 
                 scales = [scale for m, scale in found if m == method]
                 values = np.array([found[method, scale][name] for scale in scales])
                 ax.errorbar(scales, values[:, 0], 2 * values[:, 1], fmt=style, color=color, ms=4, lw=1.2, label=method)
-            ax.set(title=title, xlabel="guidance scale w")
+            drawn = sorted({scale for _, scale in found if scale})
+            ax.set(title=title, xlabel="guidance scale w", xticks=drawn, xlim=(drawn[0] - 0.4, drawn[-1] + 0.4))
             ax.set_ylim(0, None)
         below.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
         save(fig, path, dpi=130)
