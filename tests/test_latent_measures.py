@@ -46,6 +46,15 @@ def test_path_length_of_a_linear_decoder():
     np.testing.assert_allclose(arcs, (2 * np.arccos(np.sum(a * b, 1) / 4)) ** 2, rtol=1e-6)
 
 
+def test_path_length_is_a_mean_over_the_path():
+    """Of z^2 from a to b the speed 2 z (b - a) differs along the way: the mean of its square is an integral."""
+    a, b, n = 0.5, 2.0, 4000
+    z_0, z_1 = jnp.full((n, 1), a), jnp.full((n, 1), b)
+    found = perceptual_path_length(lambda z: z**2, z_0, z_1, lambda x: x, jax.random.key(0), epsilon=1e-2, rule=linear)
+    exact = 4 * (b - a) ** 2 * (a**2 + a * b + b**2) / 3
+    np.testing.assert_allclose(found.mean(), exact, atol=4 * float(found.std()) / np.sqrt(n) + 1e-4 * exact)
+
+
 def test_separability_of_gaussian_classes():
     """Two equal classes at distance d: accuracy Phi(d/2), entropy that of a channel with this error."""
     n, d = 20_000, 1.5

@@ -59,16 +59,22 @@ def test_replacement_has_its_own_exact_moments_and_sees_too_little_of_y(name, re
 
 
 def test_replacement_works_about_other_kernels_and_before_a_corrector():
+    """Whatever the kernel, the known part ends at alpha y + sigma noise; a corrector then moves it a little."""
     process = PROCESSES["vp"]
     ts = log_snr_grid(process, 5, t_min=1e-2, t_max=1.0)
     denoise = GAUSSIAN.denoise(process)
-    after = PredictorCorrector(Replacement(KNOWN, Y), Langevin(snr=0.1))
-    for solver in (Replacement(KNOWN, Y, kernel=ReverseDiffusion()), after):
-        draw = jax.jit(lambda key, s=solver: sample_sde(denoise, process, key, (50, 2), ts=ts, solver=s).x)
-        with jax.debug_key_reuse(True):
-            x = draw(jax.random.key(0))
-        assert np.isfinite(x).all()
-        np.testing.assert_allclose(x[:, 0], 2.3, atol=0.5)
+
+    def draw(solver):
+        return jax.jit(lambda key: sample_sde(denoise, process, key, (N, 2), ts=ts, solver=solver).x)
+
+    with jax.debug_key_reuse(True):
+        known = np.asarray(draw(Replacement(KNOWN, Y, kernel=ReverseDiffusion()))(jax.random.key(0)))[:, 0]
+        moved = draw(PredictorCorrector(Replacement(KNOWN, Y), Langevin(snr=0.1)))(jax.random.key(0))
+    alpha, sigma = levels_of(process, ts)[-1]
+    np.testing.assert_allclose(known.mean(), alpha * 2.3, atol=4 * sigma / np.sqrt(N))
+    np.testing.assert_allclose(known.std(), sigma, atol=4 * sigma / np.sqrt(2 * N))
+    assert np.isfinite(moved).all()
+    np.testing.assert_allclose(moved[:, 0], 2.3, atol=0.5)
 
 
 def test_colorization_keeps_the_grey_channel_and_draws_the_others():
