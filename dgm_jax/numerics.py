@@ -69,6 +69,11 @@ def rademacher_like(key: Keys, x: Data, n: int) -> Float[Array, "n batch *event"
     return jnp.moveaxis(draws, 1, 0)
 
 
+def sum_dtype(dtype: DTypeLike) -> DTypeLike:
+    """The dtype in which values of `dtype` are summed: itself, or float32 where that is wider."""
+    return dtype if jnp.finfo(dtype).bits > 32 else jnp.float32
+
+
 def sum_events(values: Data) -> PerExample:
     """The sum over all axes but the first."""
     return jnp.sum(values, axis=tuple(range(1, values.ndim)))

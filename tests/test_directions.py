@@ -64,6 +64,8 @@ def test_strength_one_carries_one_class_to_the_other(rule):
 
 Z = jnp.ones((4, 2))
 BAD = {
+    "whole numbers": (lambda: edit(jnp.ones((4, 2), int), jnp.ones(2), 1.5), "floating-point"),
+    "latents that are all one": (lambda: logistic_direction(Z, jnp.arange(4) % 2, penalty=1.0), "that vary"),
     "a direction of another shape": (lambda: edit(Z, jnp.ones(3), 1.0), "direction of shape"),
     "strengths of another batch": (lambda: edit(Z, jnp.ones(2), jnp.ones(3)), "one strength"),
     "one class": (lambda: mean_direction(Z, jnp.zeros(4, int)), "both present"),

@@ -35,6 +35,22 @@ def test_arcs_are_scipys():
             np.testing.assert_allclose(path[:, i], geometric_slerp(a[i], b[i], SHARES), atol=1e-12)
 
 
+def test_arcs_of_bfloat16_are_as_wide_as_those_of_float32():
+    """At 20 degrees, and at 170, rounding to bfloat16 moves the path by its own rounding and no more."""
+    for degrees in (20, 170):
+        angle = np.deg2rad(degrees)
+        a, b = (np.array([[np.cos(x), np.sin(x)]], np.float32) for x in (0.0, angle))
+        middle = spherical(jnp.asarray(a, jnp.bfloat16), jnp.asarray(b, jnp.bfloat16), np.array([0.5]))
+        assert middle.dtype == jnp.bfloat16
+        exact = [np.cos(angle / 2), np.sin(angle / 2)]
+        np.testing.assert_allclose(middle[0, 0].astype(jnp.float32), exact, atol=0.06)
+
+
+def test_vectors_of_no_length_are_joined_straight_and_have_a_gradient():
+    gradient = jax.grad(lambda z: spherical(z, z, SHARES).sum())(jnp.zeros((2, 3)))
+    np.testing.assert_allclose(gradient, len(SHARES))
+
+
 def test_shares_of_each_example():
     shares = jnp.asarray(np.random.default_rng(1).uniform(size=(3, 5)), jnp.float32)
     for rule in RULES.values():

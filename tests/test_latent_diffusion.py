@@ -111,6 +111,8 @@ def test_float64(x):
 BAD = [
     (lambda m: latent_scale(m, m[:1]), r"encoder's log_std.*\(1, 2, 3, 2\)"),
     (lambda m: latent_scale(m * jnp.nan, m), "finite mean"),
+    (lambda m: latent_scale(m, m - 200), "latents that vary"),
+    (lambda m: flattened(encode, decode, latent_shape=(2, -2)), r"sizes >= 1.*\(2, -2\)"),
     (lambda m: draw_latents(m, m, jax.random.key(0), scale=0.0), "finite scale > 0.*0.0"),
     (lambda m: draw_latents(m, m, jax.random.key(0), scale=-1.0), "finite scale > 0.*-1.0"),
     (lambda m: draw_latents(m, m, jax.random.key(0), scale=jnp.ones(2)), "one finite scale"),

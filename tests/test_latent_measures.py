@@ -73,6 +73,13 @@ def test_separability_of_gaussian_classes():
     assert quad(norm.pdf, -np.inf, d / 2)[0] == pytest.approx(right)
 
 
+def test_separability_is_of_examples_that_the_hyperplane_was_not_fitted_to():
+    """Labels that mean nothing: 100 examples in 150 dimensions are separable, and the other 100 are not told apart."""
+    z = jnp.asarray(RNG.standard_normal((200, 150)), jnp.float32)
+    found = linear_separability(z, jnp.asarray(RNG.integers(0, 2, 200)), penalty=1e-3)
+    assert abs(float(found.accuracy) - 0.5) < 4 * 0.5 / np.sqrt(100)
+
+
 def test_effects_of_directions_on_linear_attributes():
     """Attributes that are coordinates: a direction's entries in units of their spread."""
     z = jnp.asarray(RNG.standard_normal((500, 3)) * [1.0, 2.0, 0.5], jnp.float32)
@@ -94,6 +101,19 @@ BAD = {
     "a half without the attribute": (
         lambda: linear_separability(Z, jnp.arange(4) % 2, penalty=1.0),
         "both present",
+    ),
+    "a held-out half of one class": (
+        lambda: linear_separability(Z, jnp.asarray([0, 0, 1, 0]), penalty=1.0),
+        "both present",
+    ),
+    "features of another batch": (
+        lambda: perceptual_path_length(decode, Z, Z, lambda x: x[:2], jax.random.key(0), epsilon=0.1, rule=linear),
+        "as each path has its own",
+    ),
+    "no data": (lambda: reconstruction_error(LatentSpace(lambda x: x, lambda z: z), Z[:0]), "at least one value"),
+    "attributes that are one number": (
+        lambda: direction_effects(lambda z: z, Z, jnp.ones((3, 3)), lambda x: x, strength=1.0),
+        "attributes that vary",
     ),
     "more attributes than directions": (
         lambda: direction_effects(decode, Z, jnp.ones((2, 3)), lambda x: x, strength=1.0),

@@ -50,6 +50,16 @@ def test_the_best_of_several_starts_is_kept():
     np.testing.assert_allclose(alone.z, many.z[1:], atol=1e-4)
 
 
+def test_starts_without_a_finite_error_are_out_of_the_race():
+    """log has no value at half of all starts; where no start has one there is no error either."""
+    search = {"latent_shape": (1,), "optimizer": optax.adam(0.02), "steps": 200, "starts": 12}
+    found = invert_generator(jnp.log, jnp.full((2, 1), -0.5), jax.random.key(0), **search)
+    np.testing.assert_allclose(found.z, np.exp(-0.5), atol=1e-3)
+    assert np.isfinite(found.spread).all()
+    none = invert_generator(lambda z: z * jnp.nan, jnp.ones((2, 1)), jax.random.key(0), **search)
+    assert np.isposinf(none.error).all()
+
+
 def test_a_diffusion_models_latents_are_noise_in_units_of_one():
     process = PROCESSES["ve"]
     exact = GAUSSIAN.denoise(process)

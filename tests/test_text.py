@@ -86,6 +86,13 @@ def test_the_null_caption_is_masked_and_finite_with_its_gradient(encoder):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+def test_under_jit_numbers_that_are_no_words_give_nan(encoder):
+    params, apply = encoder
+    for wrong in (-1, 5):
+        context = apply(params, TOKENS.at[0, 0].set(wrong)).context
+        assert np.isnan(context[0, 0]).all()
+
+
 def test_gradients_reach_every_parameter(encoder):
     params, _ = encoder
     gradient = jax.jit(jax.grad(lambda params: jnp.sum(NET.apply(params, TOKENS).context ** 3)))(params)
@@ -108,6 +115,8 @@ BAD = [
     (NET, TOKENS + 1, r"tokens in \[0, 4\].*\[1, 5\]"),
     (NET, TOKENS - 1, r"tokens in \[0, 4\].*\[-1, 3\]"),
     (NET.clone(heads=3), TOKENS, "heads=3, channels=8"),
+    (NET.clone(blocks=-1), TOKENS, "blocks >= 0.*-1"),
+    (NET, TOKENS[:0], r"integer tokens \[batch, tokens\].*\(0, 4\)"),
     (NET.clone(features=0), TOKENS, "widths and sizes >= 1"),
 ]
 

@@ -42,12 +42,16 @@ def logistic_direction(latents: Data, labels: Attribute, *, penalty: float) -> D
     labels = check_attribute(latents, labels)
     normal, _ = logistic_weights(flat(latents), labels, penalty=penalty)
     normal = normal.reshape(latents.shape[1:])
+    length = known(jnp.sum(normal**2))
+    if length is not None and not length > 0:
+        raise ValueError(f"Expected latents that vary with the labels, as a direction has a length; got {length}.")
     between = jnp.sum(mean_direction(latents, labels) * normal)
     return normal * (between / jnp.sum(normal**2))
 
 
 def edit(latents: Data, direction: Direction, strength: float | Float[Array, ""] | PerExample) -> Data:
     """The latents moved by `strength` directions, one strength for all or one each; 0 changes nothing to the bit."""
+    check_data(latents, "the latents")
     if direction.shape != latents.shape[1:]:
         raise ValueError(
             f"Expected a direction of shape {latents.shape[1:]}, as the latents are; got {direction.shape}."

@@ -63,6 +63,8 @@ def realism_faithfulness(
         grids: one for each starting time, which is its first point.
         realism: of a set of samples [batch, *event], such as a distance from real data.
     """
+    if not grids:
+        raise ValueError("Expected one grid or more, as each is a point of the curve; got none.")
     drawn = [sdedit(denoise, process, guide, key, ts=ts, **options).x for ts in grids]
     distance = [jnp.sqrt(sum_events((x - guide) ** 2) / (x.size // len(x))) for x in drawn]
     times = np.asarray([jax.device_get(ts[0]) for ts in grids])

@@ -20,7 +20,8 @@ from dgm_jax.typing import Data, Keys, PerExample
 
 
 class Inversion(NamedTuple):
-    """z: [batch, *latent]. error: mean squared error of G(z) [batch]. spread: std of the errors over starts [batch]."""
+    """z: [batch, *latent]. error: mean squared error of G(z) [batch], inf where no start had a finite one. spread: std
+    of the finite errors over starts [batch]."""
 
     z: Data
     error: PerExample
@@ -79,12 +80,13 @@ def invert_generator(
             updates, opt_state = optimizer.update(gradient, opt_state, z)
         return (optax.apply_updates(z, updates), opt_state, best), None
 
-    _, (value, error) = objective(z)
-    (z, _, best), _ = jax.lax.scan(descend, (z, optimizer.init(z), (value, error, z)), None, length=steps)
+    none = jnp.full(len(z), jnp.inf, z.dtype)  # below which NaN is not, so that a start that fails is out of the race
+    (z, _, best), _ = jax.lax.scan(descend, (z, optimizer.init(z), (none, none, z)), None, length=steps)
     _, (value, error) = objective(z)
     value, error, z = (leaf.reshape(len(x), starts, *leaf.shape[1:]) for leaf in _better(best, (value, error, z)))
     at, row = value.argmin(1), jnp.arange(len(x))
-    return Inversion(z[row, at], error[row, at], error.std(1))
+    spread = jnp.nanstd(jnp.where(jnp.isfinite(error), error, jnp.nan), axis=1)
+    return Inversion(z[row, at], error[row, at], spread)
 
 
 def _better(best: tuple, new: tuple) -> tuple:

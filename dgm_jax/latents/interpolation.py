@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dgm_jax.latents.spaces import LatentSpace
-from dgm_jax.numerics import check_data, expand_to, known, sum_events
+from dgm_jax.numerics import check_data, expand_to, known, sum_dtype, sum_events
 from dgm_jax.typing import Data
 
 Shares = Float[Array, " points"] | Float[Array, "points batch"] | Float[np.ndarray, " points"]
@@ -40,27 +40,29 @@ def linear(z_0: Data, z_1: Data, shares: Shares) -> Path:
 def spherical(z_0: Data, z_1: Data, shares: Shares) -> Path:
     """The way along the arc between two directions, each example's event as one vector.
 
-    Parallel vectors are joined by the straight way. Opposite ones have no arc of their own: ValueError where the values
-    are known, the straight way otherwise.
+    Parallel vectors, and those of length 0, are joined by the straight way. Opposite ones have no arc of their own:
+    ValueError where the values are known, the straight way otherwise.
 
     Args:
         shares: as for `linear`.
     """
     s = _per_example(z_0, z_1, shares)
-    lengths = jnp.sqrt(sum_events(z_0**2) * sum_events(z_1**2))
-    cosine = jnp.clip(sum_events(z_0 * z_1) / jnp.where(lengths > 0, lengths, 1.0), -1.0, 1.0)
-    nearly = 1 - 10 * jnp.finfo(z_0.dtype).eps
+    wide = sum_dtype(z_0.dtype)  # in bfloat16 10 eps are 23 degrees
+    s, a, b = (value.astype(wide) for value in (s, z_0, z_1))
+    squared = sum_events(a**2) * sum_events(b**2)
+    cosine = jnp.clip(sum_events(a * b) / jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), -1.0, 1.0)
+    nearly = 1 - 10 * jnp.finfo(wide).eps
     opposite = known(cosine < -nearly)
     if opposite is not None and opposite.any():
         raise ValueError(
             "Expected latents that are not opposite, as no arc between these is the shortest; got opposite ones at "
             f"{np.flatnonzero(opposite)[:5]}."
         )
-    straight = jnp.abs(cosine) > nearly
+    straight = (jnp.abs(cosine) > nearly) | (squared == 0)
     angle = jnp.arccos(jnp.where(straight, 0.0, cosine))[None]
     from_0 = jnp.where(straight[None], 1 - s, jnp.sin((1 - s) * angle) / jnp.sin(angle))
     from_1 = jnp.where(straight[None], s, jnp.sin(s * angle) / jnp.sin(angle))
-    return _combined(from_0, from_1, z_0, z_1)
+    return _combined(from_0.astype(z_0.dtype), from_1.astype(z_0.dtype), z_0, z_1)
 
 
 def interpolate(space: LatentSpace, x_0: Data, x_1: Data, shares: Shares, *, rule: Rule) -> Path:
@@ -79,7 +81,7 @@ def _per_example(z_0: Data, z_1: Data, shares: Shares) -> Float[Array, "points b
     if z_0.shape != z_1.shape:
         raise ValueError(f"Expected z_0 and z_1 of one shape, as they are joined; got {z_0.shape} and {z_1.shape}.")
     shares = jnp.asarray(shares, z_0.dtype)
-    if shares.ndim not in (1, 2) or (shares.ndim == 2 and shares.shape[1] != len(z_0)):
+    if shares.ndim not in (1, 2) or not shares.size or (shares.ndim == 2 and shares.shape[1] != len(z_0)):
         raise ValueError(f"Expected shares [points] or [points, {len(z_0)}], as the batch is; got {shares.shape}.")
     return jnp.broadcast_to(shares.reshape(len(shares), -1), (len(shares), len(z_0)))
 

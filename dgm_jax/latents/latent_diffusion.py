@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dgm_jax.latents.spaces import LatentSpace
-from dgm_jax.numerics import check_data, check_like, in_order, known_number, normal_like
+from dgm_jax.numerics import check_data, check_like, in_order, is_count, known_number, normal_like
 from dgm_jax.typing import Data, Keys, Scalar
 
 Encoder = Callable[[Data], tuple[Data, Data]]  # x -> (mean, log_std), [batch, *latent] each
@@ -29,6 +29,8 @@ def flattened(encode: Encoder, decode: Decoder, *, latent_shape: tuple[int, ...]
     Args:
         latent_shape: of one example, such as (rows, columns, channels).
     """
+    if not latent_shape or not all(map(is_count, latent_shape)):
+        raise ValueError(f"Expected whole sizes >= 1, as latents have them; got {latent_shape=}.")
     size = prod(latent_shape)
 
     def encode_flat(x: Data) -> tuple[Vectors, Vectors]:
@@ -54,7 +56,10 @@ def latent_scale(mean: Data, log_std: Data) -> Scalar:
     check_data(mean, "mean")
     check_data(log_std, "log_std")
     check_like(log_std, mean, "encoder's log_std")
-    return 1 / jnp.sqrt(jnp.var(mean) + jnp.mean(jnp.exp(2 * log_std)))
+    variance = jnp.var(mean) + jnp.mean(jnp.exp(2 * log_std))
+    if known_number(variance) == 0:
+        raise ValueError("Expected latents that vary, as they are given unit variance; got variance 0.")
+    return 1 / jnp.sqrt(variance)
 
 
 def draw_latents(mean: Data, log_std: Data, key: Keys, *, scale: float | Scalar) -> Data:

@@ -20,7 +20,7 @@ from dgm_jax.latents.interpolation import Rule
 from dgm_jax.latents.spaces import LatentSpace
 from dgm_jax.metrics.classifier import logistic_weights
 from dgm_jax.metrics.samples import flat
-from dgm_jax.numerics import example_keys, in_order, known_number, sum_events
+from dgm_jax.numerics import check_data, example_keys, in_order, known, known_number, sum_events
 from dgm_jax.typing import Data, Keys, PerExample, Scalar
 
 Features = Callable[[Data], Float[Array, "batch ..."]]
@@ -28,6 +28,7 @@ Features = Callable[[Data], Float[Array, "batch ..."]]
 
 def reconstruction_error(space: LatentSpace, x: Data) -> PerExample:
     """Mean squared difference of x and decode(encode(x)), in squared data units."""
+    check_data(x, "x")
     again = space.decode(space.encode(x))
     if again.shape != x.shape:
         raise ValueError(f"Expected a space that decodes to the shape of x, {x.shape}; got {again.shape}.")
@@ -59,7 +60,14 @@ def perceptual_path_length(
     shares = jax.vmap(lambda key: jax.random.uniform(key, (), z_0.dtype, 0.0, 1.0 - epsilon))(
         example_keys(key, len(z_0))
     )
-    near, far = (flat(features(decode(z))) for z in rule(z_0, z_1, jnp.stack([shares, shares + epsilon])))
+
+    def seen(z: Data) -> Float[Array, "batch values"]:
+        found = features(decode(z))
+        if found.shape[:1] != z.shape[:1]:
+            raise ValueError(f"Expected features [{len(z)}, ...], as each path has its own; got {found.shape}.")
+        return flat(found)
+
+    near, far = (seen(z) for z in rule(z_0, z_1, jnp.stack([shares, shares + epsilon])))
     return jnp.sum((far - near) ** 2, axis=1) / epsilon**2
 
 
@@ -81,7 +89,8 @@ def linear_separability(latents: Data, labels: Attribute, *, penalty: float) -> 
     entropies over attributes, with a support vector machine's hyperplane.
     """
     labels = check_attribute(latents, labels)
-    check_attribute(latents[::2], labels[::2])
+    for half in (slice(0, None, 2), slice(1, None, 2)):
+        check_attribute(latents[half], labels[half])
     weights, intercept = logistic_weights(flat(latents[::2]), labels[::2], penalty=penalty)
     side, truth = flat(latents[1::2]) @ weights + intercept > 0, labels[1::2] == 1
     n = len(truth)
@@ -113,13 +122,18 @@ def direction_effects(
         attributes: [batch, *event] -> measured attributes [batch, attributes], as many as directions.
         strength: of the edits, in directions.
     """
+    check_data(latents, "the latents")
     before = attributes(decode(latents))
     if before.shape != (len(latents), len(directions)):
         raise ValueError(
             f"Expected as many attributes as directions, {(len(latents), len(directions))}, as each direction is one's "
             f"own; got {before.shape}."
         )
+    spread = before.std(0)
+    values = known(spread)
+    if values is not None and not (values > 0).all():
+        raise ValueError(f"Expected attributes that vary, as changes are in units of their std; got std {values}.")
     after = jax.lax.map(lambda direction: attributes(decode(edit(latents, direction, strength))), directions)
-    matrix = (after - before[None]).mean(1) / before.std(0)[None]
+    matrix = (after - before[None]).mean(1) / spread[None]
     total = jnp.abs(matrix).sum(1)
     return Effects(matrix, jnp.abs(jnp.diagonal(matrix)) / jnp.where(total > 0, total, 1.0))

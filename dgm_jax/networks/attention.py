@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from dgm_jax.networks.layers import KERNEL_INIT, ZERO_INIT, GroupNorm, Images, sum_dtype
+from dgm_jax.networks.layers import KERNEL_INIT, ZERO_INIT, GroupNorm, Images
+from dgm_jax.numerics import sum_dtype
 
 Context = Float[Array, "batch tokens features"]
 Mask = Bool[Array, "batch tokens"]

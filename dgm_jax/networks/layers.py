@@ -16,7 +16,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from dgm_jax.numerics import known
+from dgm_jax.numerics import known, sum_dtype
 from dgm_jax.typing import PerExample
 
 Images = Float[Array, "batch height width channels"]
@@ -59,11 +59,6 @@ def check_inputs(x_t: Array, t: Array, labels: Array | None, num_classes: int | 
             f"Expected labels in [0, {num_classes}], as the last is the null label; "
             f"got values in [{values.min()}, {values.max()}]."
         )
-
-
-def sum_dtype(dtype: DTypeLike) -> DTypeLike:
-    """The dtype in which values of `dtype` are summed: itself, or float32 where that is wider."""
-    return dtype if jnp.finfo(dtype).bits > 32 else jnp.float32
 
 
 def sinusoidal_embedding(position: PerExample, width: int, *, max_period: float = 10_000.0) -> Features:

@@ -30,7 +30,7 @@ from dgm_jax.networks.layers import (
 )
 
 SpatialLatents = Float[Array, "batch rows columns latent"]
-LARGEST_LOG_STD = 10.0  # exp of twice it is finite in float32; Rombach et al. bound the log-variance likewise
+LARGEST_LOG_STD = 10.0  # exp of twice it is finite in float32; Rombach et al.'s code bounds the log-variance in kind
 
 
 class SpatialEncoder(nn.Module):

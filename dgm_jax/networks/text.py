@@ -20,7 +20,7 @@ from jaxtyping import Array, Int
 from dgm_jax.networks.attention import Context, Mask, multi_head_attention
 from dgm_jax.networks.dense import check_widths
 from dgm_jax.networks.layers import KERNEL_INIT, GroupNorm
-from dgm_jax.numerics import known
+from dgm_jax.numerics import is_count, known
 
 PADDING = 0
 Tokens = Int[Array, "batch tokens"]
@@ -58,10 +58,13 @@ class TextEncoder(nn.Module):
     def __call__(self, tokens: Tokens) -> Text:
         """The vectors and the mask; vectors at padding mean nothing."""
         check_widths((self.features,), self.vocabulary, self.longest, self.heads)
+        if not is_count(self.blocks, least=0):
+            raise ValueError(f"Expected a whole number of blocks >= 0, as they are stacked; got {self.blocks}.")
         check_tokens(tokens, self.vocabulary, self.longest)
         mask = tokens != PADDING
         normal = nn.initializers.normal(0.02**0.5)
         h = nn.Embed(self.vocabulary, self.features, dtype=self.dtype, embedding_init=normal, name="token")(tokens)
+        h = jnp.where((tokens >= 0)[..., None], h, jnp.nan)  # as for tokens too large, which under jit are not refused
         positions = self.param("position", normal, (self.longest, self.features), jnp.float32)
         h = h + positions[None, : tokens.shape[1]].astype(self.dtype)
         for i in range(self.blocks):
@@ -97,7 +100,7 @@ def layer_norm(h: Context, name: str) -> Context:
 
 def check_tokens(tokens: Array, vocabulary: int, longest: int) -> None:
     """Raise `ValueError` unless tokens are integers [batch, tokens], no more than `longest`, in the vocabulary."""
-    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+    if tokens.ndim != 2 or not tokens.size or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(
             f"Expected integer tokens [batch, tokens], as each is a word's number; "
             f"got shape {tokens.shape}, dtype {tokens.dtype}."

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from dgm_jax.numerics import expand_to, is_count, known
+from dgm_jax.numerics import expand_to, is_count, known, sum_dtype
 from dgm_jax.parameterizations.operators.linear_operator import (
     Factor,
     LinearOperator,
@@ -198,7 +198,7 @@ def _coefficients(values: Array | np.ndarray, name: str) -> Array:
 
 def _wide(x: Array) -> Array:
     """In float32 at least, as eigenvalues of 16 bits say little."""
-    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
+    return x.astype(sum_dtype(x.dtype))
 
 
 def _column(value: Factor, y: Observation) -> Array:
