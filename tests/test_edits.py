@@ -55,6 +55,9 @@ def test_from_faithful_to_real():
     assert found.distance[0].mean() < 0.3
     assert (found.realism[:2] <= 0.01).all()
     assert found.realism[2] > 0.01
+    of_data = np.mean((np.asarray(real) - 3.0) ** 2, axis=1)  # a coordinate's mean square, whatever their number
+    both = np.sqrt((of_data.var() + np.var(found.distance[2] ** 2)) / n)
+    np.testing.assert_allclose(np.mean(found.distance[2] ** 2), of_data.mean(), atol=4 * both)
 
 
 def test_an_asymmetric_step_is_the_papers():
