@@ -36,3 +36,14 @@ def thickness(bright: Brightness) -> Float[Array, " n"]:
     """The width of the stroke, in pixels."""
     down, across = jnp.gradient(bright, axis=(1, 2))
     return 2 * bright.sum((1, 2)) / jnp.maximum(jnp.hypot(down, across).sum((1, 2)), 1e-6)
+
+
+def seen_attributes(x: Array) -> Array:
+    """Slant, thickness and width of images in [-1, 1]."""
+    return attributes(jnp.clip((x[..., 0] + 1) / 2, 0, 1))
+
+
+def above_median(x: Array) -> Array:
+    """Whether each attribute of each image is above its median [attributes, n]."""
+    values = seen_attributes(x)
+    return (values > jnp.median(values, axis=0)).T

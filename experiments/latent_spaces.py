@@ -20,7 +20,6 @@ Expected, means +- standard deviations over three networks (docs/steering.md has
     class kept by edits         0.91 +- 0.02    0.62 +- 0.03    0.87 +- 0.00
 """
 
-import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -51,8 +50,7 @@ from dgm_jax.latents import (
 )
 from dgm_jax.training import load_params
 from experiments import family_comparison
-from experiments._comparison import markdown
-from experiments._digit_attributes import ATTRIBUTES, attributes
+from experiments._digit_attributes import ATTRIBUTES, above_median, seen_attributes
 from experiments._digit_features import load_classifier
 from experiments._family_cells import Comparison
 from experiments._family_networks import PROCESSES, Networks
@@ -62,16 +60,6 @@ from experiments._run import Run, begin, parse
 FAMILIES = {"VAE": "VAE", "GAN, R1": "GAN", "VP": "diffusion"}
 STAND_IN = "stand-in"  # for a run's directory: untrained networks, for --smoke
 SIDE = 28
-MEASURES = {
-    "reconstruction": "reconstruction, RMS of pixels in [-1, 1]",
-    "class kept": "class kept by reconstruction",
-    "path length": "path length, squared steps of real digits",
-    **{f"{name} apart": f"{name} told by a hyperplane, accuracy" for name in ATTRIBUTES},
-    "classes apart": "a class told by a hyperplane, H(label, given the side), nats",
-    **{f"{name} moved": f"{name} by its direction, std" for name in ATTRIBUTES},
-    **{f"{name} alone": f"{name}, share of its own effect" for name in ATTRIBUTES},
-    "class kept by edits": "class kept by edits",
-}
 
 
 @dataclass(frozen=True)
@@ -206,17 +194,6 @@ def read_digits(config: Config) -> Digits:
     return Digits(images[0], images[1], labels[1], labels[0], classify)
 
 
-def seen_attributes(x: Array) -> Array:
-    """Slant, thickness and width of images in [-1, 1]."""
-    return attributes(jnp.clip((x[..., 0] + 1) / 2, 0, 1))
-
-
-def above_median(x: Array) -> Array:
-    """Whether each attribute of each image is above its median [attributes, n]."""
-    values = seen_attributes(x)
-    return (values > jnp.median(values, axis=0)).T
-
-
 _separability = jax.jit(linear_separability)  # once for all attributes
 
 
@@ -269,6 +246,8 @@ def pictured(config: Config, space: LatentSpace, digits: Digits) -> dict[str, np
 
 def main(config: Config) -> None:
     """Encode, measure, show."""
+    from experiments._space_figures import figure_of, write
+
     run = begin(config, devices=1)
     if run.said_done("latent_spaces.png"):
         return
@@ -291,60 +270,6 @@ def main(config: Config) -> None:
     figure_of(pictures, run.directory / "latent_spaces.png")
     run.finish({"records": run.records()})
     print(f"Look at {run.directory}/latent_spaces.png")
-
-
-def write(run: Run) -> None:
-    """latent_spaces.csv with every seed, and a table of means and standard deviations over seeds for a page."""
-    records = run.records()
-    with (run.directory / "latent_spaces.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["family", "seed", *MEASURES])
-        writer.writerows([r["family"], r["seed"], *(f"{r[name]:.5g}" for name in MEASURES)] for r in records)
-    rows = []
-    for name, title in MEASURES.items():
-        cells = []
-        for family in FAMILIES.values():
-            values = np.array([record[name] for record in records if record["family"] == family])
-            spread = f" +- {values.std(ddof=1):.3f}" if len(values) > 1 else ""
-            cells.append(f"{values.mean():.3f}{spread}")
-        rows.append([title, *cells])
-    text = markdown(["", *FAMILIES.values()], rows)
-    (run.directory / "latent_spaces.md").write_text(text)
-    print(text)
-
-
-def figure_of(pictures: dict[str, dict[str, np.ndarray]], path: Path) -> None:
-    """A row for each family: reconstructions, interpolations, edits."""
-    import matplotlib
-
-    from experiments._figures import STYLE, figure, save, tiled
-
-    columns = {"pairs": 8, "ways": 9, "edits": 7}
-    titles = {
-        "pairs": "held-out digits, and decoded again",
-        "ways": "between two digits, spherical",
-        "edits": "along directions of attributes",
-    }
-    with matplotlib.rc_context(STYLE):
-        fig = figure(8.6, 4.6)
-        axes = fig.subplots(len(pictures), 3, width_ratios=(8, 9, 10))
-        for row, (family, shown) in zip(axes, pictures.items(), strict=True):
-            for ax, name in zip(row, columns, strict=True):
-                picture = np.clip(tiled(shown[name], columns[name]), -1, 1)
-                ax.imshow(-picture, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
-                ax.set(xticks=[], yticks=[])
-                ax.spines[:].set_visible(False)
-            row[0].set_ylabel(family)
-            row[2].set_yticks(SIDE * np.arange(len(ATTRIBUTES)) + SIDE / 2, ATTRIBUTES, fontsize=7)
-            row[2].tick_params(length=0)
-        for ax, title in zip(axes[0], titles.values(), strict=True):
-            ax.set_title(title)
-        strengths = np.linspace(-2, 2, 7)
-        axes[-1, 2].set_xticks(SIDE * np.arange(7) + SIDE / 2, [f"{s:.1f}" for s in strengths], fontsize=7)
-        axes[-1, 2].set_xlabel("strength")
-        axes[-1, 1].set_xticks(SIDE * np.arange(9) + SIDE / 2, [f"{s:.2g}" for s in np.linspace(0, 1, 9)], fontsize=6)
-        axes[-1, 1].set_xlabel("share of the second digit")
-        save(fig, path, dpi=140)
 
 
 if __name__ == "__main__":
