@@ -15,7 +15,7 @@ from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from dgm_jax.typing import Data, Keys, PerExample
+from dgm_jax.typing import Data, Keys, PerExample, Shape, Size
 
 
 def expand_to(values: Shaped[Array, "*batch"], like: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
@@ -30,7 +30,7 @@ def typed_key(key: Keys) -> Keys:
     return jax.random.wrap_key_data(key)
 
 
-def example_keys(key: Keys, batch: int) -> Keys:
+def example_keys(key: Keys, batch: Size) -> Keys:
     """One key per example: a single key is split, keys `[batch]` pass through."""
     key = typed_key(key)
     if key.ndim == 0:
@@ -48,9 +48,9 @@ def split(key: Keys, n: int = 2) -> tuple[Keys, ...]:
     return jax.vmap(lambda k: tuple(jax.random.split(k, n)))(key)
 
 
-def normal(key: Keys, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> Data:
+def normal(key: Keys, shape: Shape, dtype: DTypeLike | None = None) -> Data:
     """Standard normal noise of `shape` `(batch, *event)`, one key per example."""
-    if not isinstance(shape, tuple) or not shape or min(shape) < 1:
+    if not isinstance(shape, tuple) or not shape or any(size < 1 for size in shape):
         raise ValueError(f"Expected shape (batch, *event) of positive sizes, as each example has noise; got {shape=}.")
     dtype = jnp.result_type(float) if dtype is None else dtype
     keys = example_keys(key, shape[0])
@@ -65,7 +65,7 @@ def normal_like(key: Keys, x: Data) -> Data:
 def rademacher_like(key: Keys, x: Data, n: int) -> Float[Array, "n batch *event"]:
     """`n` directions of independent +1 and -1 in the shape and dtype of `x`: unit covariance, one key per example."""
     shape = (n, *x.shape[1:])
-    draws = jax.vmap(lambda k: jax.random.rademacher(k, shape, x.dtype))(example_keys(key, len(x)))
+    draws = jax.vmap(lambda k: jax.random.rademacher(k, shape, x.dtype))(example_keys(key, x.shape[0]))
     return jnp.moveaxis(draws, 1, 0)
 
 
@@ -173,7 +173,7 @@ def check_like(output: Data, x: Data, name: str) -> Data:
     return output
 
 
-def check_times(t: PerExample, batch: int, name: str = "t") -> None:
+def check_times(t: PerExample, batch: Size, name: str = "t") -> None:
     """Raise `ValueError` unless `t` has shape `[batch]` and, where it is known, lies in [0, 1]."""
     if t.shape != (batch,):
         raise ValueError(f"Expected {name} of shape {(batch,)}, one time per example; got {t.shape}.")

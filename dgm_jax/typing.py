@@ -4,7 +4,7 @@ Shapes are checked under test by jaxtyping and beartype, and cost nothing in pro
 """
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Key, UInt32
 
@@ -13,8 +13,11 @@ Scalar = Float[Array, ""]
 PerExample = Float[Array, " batch"]  # one number per example: a time, a loss, a log-likelihood
 Keys = Key[Array, ""] | Key[Array, " batch"] | UInt32[Array, "*legacy"]  # one key, or one per example
 
+Size = Any  # of the batch: an integer, or a symbolic size that `jax.export` leaves open
+Shape = tuple[Size, ...]  # (batch, *event)
+
 TimeFunction = Callable[[Float[Array, "..."]], Float[Array, "..."]]  # elementwise in t: alpha(t), sigma(t)^2
-TimeLaw = Callable[[Keys, int], PerExample]  # (key, batch) -> training times
+TimeLaw = Callable[[Keys, Size], PerExample]  # (key, batch) -> training times
 
 
 @runtime_checkable

@@ -4,7 +4,6 @@ from functools import partial
 
 import diffrax
 import jax
-import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -113,7 +112,7 @@ ANNEALED = {"betas": linear_betas(3), "chains": 2, "step_size": 0.1, "leapfrog_s
 
 def field(params):
     """A score at one time."""
-    return lambda x: network(params, x, jnp.full(len(x), 0.3, x.dtype))
+    return lambda x: network(params, x, jnp.full(x.shape[0], 0.3, x.dtype))
 
 
 def critic(params):
@@ -135,7 +134,7 @@ def dropped(levels):
 
 
 def at(x, t):
-    return jnp.full(len(x), t, x.dtype)
+    return jnp.full(x.shape[0], t, x.dtype)
 
 
 def on_levels(x):
@@ -210,10 +209,10 @@ CASES = {
         loss, weight=partial(error_ratio, prediction="velocity"), process=PROCESSES["rectified"]
     ),
     "denoising_error": lambda params, x, keys: denoising_error(
-        denoiser(params), VP, x, jnp.full(len(x), 0.3, x.dtype), normal_like(keys, x)
+        denoiser(params), VP, x, jnp.full(x.shape[0], 0.3, x.dtype), normal_like(keys, x)
     ),
     "precondition": lambda params, x, keys: precondition(partial(network, params), PROCESSES["karras"], sigma_data=0.5)(
-        x, jnp.full(len(x), 0.3, x.dtype)
+        x, jnp.full(x.shape[0], 0.3, x.dtype)
     ),
     "solve_ode": lambda params, x, keys: solve_ode(denoiser(params), VP, x, ts=TS).x,
     "solve_ode, encoding": lambda params, x, keys: solve_ode(denoiser(params), VP, x, ts=TS[::-1]).x,

@@ -38,6 +38,6 @@ class AsymmetricReverse(Kernel):
         """One asymmetric step."""
         estimate, _ = reverse.estimates(s_0, state)
         x_t, t = state / reverse.scale(s_0), rounded(reverse.time(s_0))
-        edited = check_like(self.edited(x_t, jnp.full(len(x_t), t)), x_t, "edited denoiser")
+        edited = check_like(self.edited(x_t, jnp.full(x_t.shape[0], t)), x_t, "edited denoiser")
         step, u = rounded((s_1 - s_0, s_0))
         return state + step * edited + u * (edited - estimate), None

@@ -34,7 +34,7 @@ def sdedit(denoise: Denoiser, process: GaussianProcess, guide: Data, key: Keys, 
     """
     check_data(guide, "the guide")
     key_noise, key_path = split(key)
-    start = jnp.full(len(guide), jnp.asarray(ts)[0], guide.dtype)
+    start = jnp.full(guide.shape[0], jnp.asarray(ts)[0], guide.dtype)
     x_t = process.perturb(guide, start, normal_like(key_noise, guide))
     return solve_sde(denoise, process, x_t, key_path, ts=ts, **options)
 
@@ -66,6 +66,6 @@ def realism_faithfulness(
     if not grids:
         raise ValueError("Expected one grid or more, as each is a point of the curve; got none.")
     drawn = [sdedit(denoise, process, guide, key, ts=ts, **options).x for ts in grids]
-    distance = [jnp.sqrt(sum_events((x - guide) ** 2) / (x.size // len(x))) for x in drawn]
+    distance = [jnp.sqrt(sum_events((x - guide) ** 2) / (x.size // x.shape[0])) for x in drawn]
     times = np.asarray([jax.device_get(ts[0]) for ts in grids])
     return Tradeoff(times, jnp.stack(distance), jnp.stack([jnp.asarray(realism(x)) for x in drawn]))

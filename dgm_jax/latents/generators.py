@@ -55,8 +55,9 @@ def invert_generator(
         )
     if not in_order(0, prior_weight):
         raise ValueError(f"Expected prior_weight >= 0, as it holds z near 0; got {prior_weight}.")
-    draws = jax.vmap(lambda key: jax.random.normal(key, (starts, *latent_shape), x.dtype))(example_keys(key, len(x)))
-    z = draws.reshape(len(x) * starts, *latent_shape)
+    keys = example_keys(key, x.shape[0])
+    draws = jax.vmap(lambda key: jax.random.normal(key, (starts, *latent_shape), x.dtype))(keys)
+    z = draws.reshape(x.shape[0] * starts, *latent_shape)
     target = jnp.repeat(x, starts, axis=0)
 
     def errors(z: Data) -> PerExample:
@@ -65,11 +66,11 @@ def invert_generator(
             raise ValueError(
                 f"Expected the generator to return events of shape {x.shape[1:]}, as x is; got {image.shape[1:]}."
             )
-        return sum_events((image - target) ** 2) / (x.size // len(x))
+        return sum_events((image - target) ** 2) / (x.size // x.shape[0])
 
     def objective(z: Data) -> tuple[jax.Array, tuple[PerExample, PerExample]]:
         error = errors(z)
-        value = error + prior_weight * sum_events(z**2) / (2 * (z.size // len(z)))
+        value = error + prior_weight * sum_events(z**2) / (2 * (z.size // z.shape[0]))
         return value.sum(), (value, error)
 
     def descend(state: tuple, _: None) -> tuple[tuple, None]:
@@ -80,11 +81,12 @@ def invert_generator(
             updates, opt_state = optimizer.update(gradient, opt_state, z)
         return (optax.apply_updates(z, updates), opt_state, best), None
 
-    none = jnp.full(len(z), jnp.inf, z.dtype)  # below which NaN is not, so that a start that fails is out of the race
+    # Below infinity NaN is not, so that a start that fails is out of the race.
+    none = jnp.full(z.shape[0], jnp.inf, z.dtype)
     (z, _, best), _ = jax.lax.scan(descend, (z, optimizer.init(z), (none, none, z)), None, length=steps)
     _, (value, error) = objective(z)
-    value, error, z = (leaf.reshape(len(x), starts, *leaf.shape[1:]) for leaf in _better(best, (value, error, z)))
-    at, row = value.argmin(1), jnp.arange(len(x))
+    value, error, z = (leaf.reshape(x.shape[0], starts, *leaf.shape[1:]) for leaf in _better(best, (value, error, z)))
+    at, row = value.argmin(1), jnp.arange(x.shape[0])
     spread = jnp.nanstd(jnp.where(jnp.isfinite(error), error, jnp.nan), axis=1)
     return Inversion(z[row, at], error[row, at], spread)
 

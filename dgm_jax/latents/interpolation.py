@@ -81,9 +81,9 @@ def _per_example(z_0: Data, z_1: Data, shares: Shares) -> Float[Array, "points b
     if z_0.shape != z_1.shape:
         raise ValueError(f"Expected z_0 and z_1 of one shape, as they are joined; got {z_0.shape} and {z_1.shape}.")
     shares = jnp.asarray(shares, z_0.dtype)
-    if shares.ndim not in (1, 2) or not shares.size or (shares.ndim == 2 and shares.shape[1] != len(z_0)):
-        raise ValueError(f"Expected shares [points] or [points, {len(z_0)}], as the batch is; got {shares.shape}.")
-    return jnp.broadcast_to(shares.reshape(len(shares), -1), (len(shares), len(z_0)))
+    if shares.ndim not in (1, 2) or not shares.size or (shares.ndim == 2 and shares.shape[1] != z_0.shape[0]):
+        raise ValueError(f"Expected shares [points] or [points, {z_0.shape[0]}], as the batch is; got {shares.shape}.")
+    return jnp.broadcast_to(shares.reshape(len(shares), -1), (len(shares), z_0.shape[0]))
 
 
 def _combined(from_0: Array, from_1: Array, z_0: Data, z_1: Data) -> Path:

@@ -36,14 +36,14 @@ def flattened(encode: Encoder, decode: Decoder, *, latent_shape: tuple[int, ...]
     def encode_flat(x: Data) -> tuple[Vectors, Vectors]:
         mean, log_std = encode(x)
         for part in (mean, log_std):
-            if part.shape != (len(x), *latent_shape):
+            if part.shape != (x.shape[0], *latent_shape):
                 raise ValueError(
-                    f"Expected the encoder's mean and log_std of shape {(len(x), *latent_shape)}, as latent_shape "
+                    f"Expected the encoder's mean and log_std of shape {(x.shape[0], *latent_shape)}, as latent_shape "
                     f"says; got {mean.shape} and {log_std.shape}."
                 )
-        return mean.reshape(len(x), size), log_std.reshape(len(x), size)
+        return mean.reshape(x.shape[0], size), log_std.reshape(x.shape[0], size)
 
-    return encode_flat, lambda z: decode(z.reshape(len(z), *latent_shape))
+    return encode_flat, lambda z: decode(z.reshape(z.shape[0], *latent_shape))
 
 
 def latent_scale(mean: Data, log_std: Data) -> Scalar:

@@ -77,7 +77,7 @@ def noised_space(process: GaussianProcess, sample: Callable[[Data], Data], key: 
         raise ValueError(f"Expected t in (0, 1], as noise is added; got {t}.")
 
     def noised(x: Data) -> Data:
-        return process.perturb(x, jnp.full(len(x), t, x.dtype), normal_like(key, x))
+        return process.perturb(x, jnp.full(x.shape[0], t, x.dtype), normal_like(key, x))
 
     return LatentSpace(noised, sample)
 

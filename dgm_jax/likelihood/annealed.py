@@ -32,7 +32,7 @@ from dgm_jax.likelihood.importance import add_weights, check_count, no_weights, 
 from dgm_jax.losses.draws import Draw, LogDensity, Observed, check_observed, check_per_example
 from dgm_jax.numerics import check_data, example_keys, known, split
 from dgm_jax.samplers.hmc import Move, check_steps, hmc_step
-from dgm_jax.typing import Keys, PerExample
+from dgm_jax.typing import Keys, PerExample, Size
 
 Latents = Float[Array, " batch *latent"]
 Betas = np.ndarray | Float[Array, " points"]
@@ -84,9 +84,9 @@ def annealed_log_likelihood(
         check_per_example(of_draw, x, "start's log-density")
         return z
 
-    sizes = _sizes(step_size, points, len(x))
+    sizes = _sizes(step_size, points, x.shape[0])
     log_w, acceptance = _chains(start, log_q, log_joint, x, key, chains, points, sizes, leapfrog_steps)
-    sums = add_weights(no_weights(len(x), log_w.dtype), log_w)
+    sums = add_weights(no_weights(x.shape[0], log_w.dtype), log_w)
     return AnnealedEstimate(*summarize(sums, chains), _overall(acceptance))
 
 
@@ -117,11 +117,11 @@ def reverse_annealed_log_likelihood(
     """
     points = _check(betas, chains, step_size, leapfrog_steps, x)
     check_data(z, "the latents z")
-    if len(z) != len(x):
-        raise ValueError(f"Expected one z per example {(len(x),)}, as each has a posterior; got {z.shape}.")
-    sizes = _sizes(step_size, points, len(x))[::-1]
+    if z.shape[0] != x.shape[0]:
+        raise ValueError(f"Expected one z per example {(x.shape[0],)}, as each has a posterior; got {z.shape}.")
+    sizes = _sizes(step_size, points, x.shape[0])[::-1]
     log_w, acceptance = _chains(lambda _: z, log_q, log_joint, x, key, chains, points[::-1], sizes, leapfrog_steps)
-    log_mean, size, error = summarize(add_weights(no_weights(len(x), log_w.dtype), -log_w), chains)
+    log_mean, size, error = summarize(add_weights(no_weights(x.shape[0], log_w.dtype), -log_w), chains)
     return AnnealedEstimate(-log_mean, size, error, _overall(acceptance))
 
 
@@ -155,7 +155,7 @@ def annealed_step_sizes(
             f"Expected 0 < acceptance < 1 and 0 < rate < inf, as h is led to the first by the second; "
             f"got {acceptance=}, {rate=}."
         )
-    keys = example_keys(key, len(x))
+    keys = example_keys(key, x.shape[0])
 
     def one_pass(i: Array, log_h: Float[Array, "moves batch"]) -> Float[Array, "moves batch"]:
         def start(key: Keys) -> Latents:
@@ -165,7 +165,7 @@ def annealed_step_sizes(
         _, accepted = _chains(start, log_q, log_joint, x, of_pass, chains, points, jnp.exp(log_h), leapfrog_steps)
         return log_h + rate * (accepted.mean(0) - acceptance)
 
-    log_h = jnp.full((len(points) - 2, len(x)), np.log(initial), jax.eval_shape(draw, x, keys)[0].dtype)
+    log_h = jnp.full((len(points) - 2, x.shape[0]), np.log(initial), jax.eval_shape(draw, x, keys)[0].dtype)
     return jnp.exp(jax.lax.fori_loop(0, passes, one_pass, log_h))
 
 
@@ -211,7 +211,7 @@ def _chains(
     leapfrog_steps: int,
 ) -> tuple[Float[Array, "chains batch"], Float[Array, "chains moves batch"]]:
     """Log-weights of every chain and acceptances of its moves along `betas`, rising (forward) or falling (reverse)."""
-    keys, path = example_keys(key, len(x)), _moves(log_q, log_joint, x, leapfrog_steps)
+    keys, path = example_keys(key, x.shape[0]), _moves(log_q, log_joint, x, leapfrog_steps)
 
     def log_ratio(z: Latents) -> PerExample:
         start = check_per_example(log_q(x, z), x, "start's log-density")
@@ -243,7 +243,7 @@ def _overall(acceptance: Float[Array, "chains moves batch"]) -> PerExample:
     return acceptance.mean((0, 1)) if acceptance.shape[1] else jnp.ones(acceptance.shape[2], acceptance.dtype)
 
 
-def _sizes(step_size: StepSizes, betas: np.ndarray | Array, batch: int) -> Float[Array, "moves batch"]:
+def _sizes(step_size: StepSizes, betas: np.ndarray | Array, batch: Size) -> Float[Array, "moves batch"]:
     moves = len(betas) - 2
     return jnp.full((moves, batch), step_size) if jnp.ndim(step_size) == 0 else jnp.asarray(step_size)
 
@@ -251,13 +251,13 @@ def _sizes(step_size: StepSizes, betas: np.ndarray | Array, batch: int) -> Float
 def _check(betas: Betas, chains: int, step_size: StepSizes, leapfrog_steps: int, x: Observed) -> Betas:
     check_observed(x)
     check_count(chains, "chains", "weights are averaged over them")
-    check_steps(1.0, leapfrog_steps, len(x))
+    check_steps(1.0, leapfrog_steps, x.shape[0])
     values = known(betas)
     if np.ndim(betas) != 1 or len(betas) < 2:
         raise ValueError(f"Expected betas of 2 points or more, as a path has ends; got shape {np.shape(betas)}.")
     if values is not None and not (values[0] == 0 and values[-1] == 1 and (np.diff(values) > 0).all()):
         raise ValueError(f"Expected betas rising from 0 to 1, as the start is led to the joint; got {values}.")
-    shape = (len(betas) - 2, len(x))
+    shape = (len(betas) - 2, x.shape[0])
     if np.shape(step_size) not in {(), shape}:
         raise ValueError(
             f"Expected one step_size, or one per move and example {shape}; got shape {np.shape(step_size)}."

@@ -34,7 +34,7 @@ from dgm_jax.parameterizations.posterior import ReverseVariance, check_variance,
 from dgm_jax.processes.gaussian import GaussianProcess
 from dgm_jax.processes.times import stratified
 from dgm_jax.samplers.grid import Grid, check_points
-from dgm_jax.typing import Data, Denoiser, Keys, PerExample, Scalar
+from dgm_jax.typing import Data, Denoiser, Keys, PerExample, Scalar, Size
 
 
 class Bound(NamedTuple):
@@ -82,18 +82,18 @@ def variational_bound(
     check_variance(variance)
     x_0 = jnp.asarray(x_0)
     times = _chain(process, ts, x_0.dtype)
-    key_chain, key_decoder = split(example_keys(key, len(x_0)))
+    key_chain, key_decoder = split(example_keys(key, x_0.shape[0]))
 
     def transition(step: tuple[Array, Array, Array]) -> PerExample:
-        t, s = (jnp.full(len(x_0), time) for time in step[:2])
+        t, s = (jnp.full(x_0.shape[0], time) for time in step[:2])
         noise = normal_like(_key_of(key_chain, step[2]), x_0)
         return transition_kl(denoise, process, x_0, t, s, noise, variance=variance)
 
     transitions = jax.lax.map(transition, (times[:-1], times[1:], jnp.arange(len(times) - 1)))
-    t, noise = jnp.full(len(x_0), times[-1]), normal_like(key_decoder, x_0)
+    t, noise = jnp.full(x_0.shape[0], times[-1]), normal_like(key_decoder, x_0)
     of_decoder = jnp.broadcast_to(expand_to(process.variance(t), x_0), x_0.shape)
     if callable(variance) and len(times) > 1:
-        before = posterior_of(process, jnp.full(len(x_0), times[-2]), t)._replace(beta=process.variance(t))
+        before = posterior_of(process, jnp.full(x_0.shape[0], times[-2]), t)._replace(beta=process.variance(t))
         of_decoder = reverse_variance(before, variance, process.perturb(x_0, t, noise), t)
     log_decoder = decoder_log_likelihood(denoise, process, x_0, t, noise, levels=levels, variance=of_decoder)
     return Bound(prior_kl(process, x_0, t=times[0]), transitions, -log_decoder)
@@ -139,7 +139,7 @@ def continuous_bound(
     weight = partial(likelihood_weight, process, event_size=int(np.prod(x_0.shape[1:])))
 
     def part(i: Array) -> PerExample:
-        def times(key: Keys, batch: int) -> PerExample:
+        def times(key: Keys, batch: Size) -> PerExample:
             position = stratified(0.0)(key, batch)
             return jnp.minimum(t_min + width * (i.astype(position.dtype) + position), t_max)
 

@@ -29,7 +29,7 @@ def dequantize(x_uint: Integers, key: Keys, *, levels: int) -> Data:
     the scaling. Reference: Theis et al. 2016, arXiv:1511.01844, section 3.1.
     """
     _check_integers(x_uint, levels)
-    keys = example_keys(key, len(x_uint))
+    keys = example_keys(key, x_uint.shape[0])
     dtype = jnp.result_type(float)
     noise = jax.vmap(lambda k: jax.random.uniform(k, x_uint.shape[1:], dtype))(keys)
     return (x_uint.astype(dtype) + noise) * (2 / levels) - 1

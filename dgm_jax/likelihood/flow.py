@@ -124,7 +124,7 @@ def _solve(
 
     def field(t, state: tuple[Data, Array], _) -> tuple[Data, Array]:
         def at_t(x: Data) -> Data:
-            return velocity(x, jnp.full(len(x), t))
+            return velocity(x, jnp.full(x.shape[0], t))
 
         if directions is None:
             value, trace = divergence(at_t, state[0])
@@ -134,7 +134,7 @@ def _solve(
 
     (x_1, gains), evaluations, result = integrate(
         diffrax.ODETerm(field),
-        (x_0, jnp.zeros((len(x_0), 1 if directions is None else len(directions)), x_0.dtype)),
+        (x_0, jnp.zeros((x_0.shape[0], 1 if directions is None else len(directions)), x_0.dtype)),
         clock,
         solver=solver,
         controller=controller,

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from dgm_jax.losses.draws import Draw, LogDensity, Observed, check_observed, check_per_example
 from dgm_jax.numerics import example_keys, is_count
-from dgm_jax.typing import Keys, PerExample
+from dgm_jax.typing import Keys, PerExample, Size
 
 
 class MarginalEstimate(NamedTuple):
@@ -60,7 +60,7 @@ def importance_log_likelihood(
     check_count(samples, "samples", "weights are averaged")
     check_count(chunk, "chunk", "samples pass in chunks")
     check_observed(x)
-    keys, chunk = example_keys(key, len(x)), min(chunk, samples)
+    keys, chunk = example_keys(key, x.shape[0]), min(chunk, samples)
 
     def log_weight(j: Array) -> PerExample:
         z, log_q = draw(x, numbered_keys(keys, j))
@@ -73,7 +73,7 @@ def importance_log_likelihood(
         return add_weights(sums, jnp.where((j < samples)[:, None], log_w, -jnp.inf)), None
 
     dtype = jax.eval_shape(log_weight, jax.ShapeDtypeStruct((), jnp.int32)).dtype
-    sums, _ = jax.lax.scan(step, no_weights(len(x), dtype), jnp.arange(0, samples, chunk))
+    sums, _ = jax.lax.scan(step, no_weights(x.shape[0], dtype), jnp.arange(0, samples, chunk))
     return MarginalEstimate(*summarize(sums, samples))
 
 
@@ -82,7 +82,7 @@ def numbered_keys(keys: Keys, number: Array) -> Keys:
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
-def no_weights(batch: int, dtype: jnp.dtype) -> WeightSums:
+def no_weights(batch: Size, dtype: jnp.dtype) -> WeightSums:
     """The sums before the first weight."""
     zeros = jnp.zeros(batch, dtype)
     return WeightSums(zeros - jnp.inf, zeros, zeros)

@@ -54,7 +54,7 @@ def transition_kl(
     Reference: Ho et al. 2020, arXiv:2006.11239, eq. 5; Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15.
     """
     check_variance(variance)
-    check_times(s, len(x_0), "s")
+    check_times(s, x_0.shape[0], "s")
     process.refuse_no_noise(s, "KL(q(x_s | x_t, x_0) | p(x_s | x_t))")
     latest, earliest = known(s), known(t)
     if latest is not None and earliest is not None and not (latest < earliest).all():

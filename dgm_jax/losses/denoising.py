@@ -39,7 +39,7 @@ def diffusion_loss(
     """
     check_data(x_0, "x_0")
     key_times, key_noise = split(key)
-    t = times(key_times, len(x_0)).astype(x_0.dtype)
+    t = times(key_times, x_0.shape[0]).astype(x_0.dtype)
     noise = normal_like(key_noise, x_0)
     weights = weight(t)
     if weights.shape not in ((), t.shape):

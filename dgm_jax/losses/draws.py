@@ -30,7 +30,7 @@ def draw_samples(
     if not is_count(samples):
         raise ValueError(f"Expected an integer samples >= 1, as a mean is taken over them; got {samples=}.")
     check_observed(x)
-    keys = jax.vmap(lambda k: jax.random.split(k, samples))(example_keys(key, len(x)))
+    keys = jax.vmap(lambda k: jax.random.split(k, samples))(example_keys(key, x.shape[0]))
 
     def one(keys: Keys) -> tuple[Data, PerExample]:
         z, log_q = draw(x, keys)
@@ -49,17 +49,17 @@ def check_observed(x: Observed) -> None:
 
 def check_per_example(values: PerExample, x: Observed, name: str) -> PerExample:
     """The values, or `ValueError` unless there is one for each example: broadcasting would hide it."""
-    if values.shape != (len(x),):
-        raise ValueError(f"Expected the {name} of shape {(len(x),)}, one value per example; got {values.shape}.")
+    if values.shape != (x.shape[0],):
+        raise ValueError(f"Expected the {name} of shape {(x.shape[0],)}, one value per example; got {values.shape}.")
     return values
 
 
 def check_pair(pair: tuple[Latents, Latents], x: Observed) -> tuple[Latents, Latents]:
     """An encoder's (mean, log_std), or `ValueError` unless both are [batch, latent]."""
     mean, log_std = pair
-    if mean.ndim != 2 or len(mean) != len(x) or mean.shape != log_std.shape:
+    if mean.ndim != 2 or mean.shape[0] != x.shape[0] or mean.shape != log_std.shape:
         raise ValueError(
-            f"Expected the encoder's mean and log_std of one shape ({len(x)}, latent), as each latent of each example "
-            f"has both; got {mean.shape} and {log_std.shape}."
+            f"Expected the encoder's mean and log_std of one shape ({x.shape[0]}, latent), as each latent of each "
+            f"example has both; got {mean.shape} and {log_std.shape}."
         )
     return mean, log_std

@@ -80,7 +80,7 @@ def _norm(critic: Critic, x: Data) -> PerExample:
 
 def _between(real: Data, fake: Data, key: Keys) -> Data:
     _check_pairs(real, fake)
-    share = jax.vmap(lambda k: jax.random.uniform(k, (), real.dtype))(example_keys(key, len(real)))
+    share = jax.vmap(lambda k: jax.random.uniform(k, (), real.dtype))(example_keys(key, real.shape[0]))
     share = expand_to(share, real)
     return share * real + (1 - share) * fake
 

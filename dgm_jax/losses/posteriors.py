@@ -102,7 +102,7 @@ def flow_log_density(
     """
 
     def log_q(x: Observed, z: Latents) -> PerExample:
-        features, gained = context(x), jnp.zeros(len(z), z.dtype)
+        features, gained = context(x), jnp.zeros(z.shape[0], z.dtype)
         for inverse in reversed(inverses):
             z, log_det = inverse(z, features)
             gained = gained + check_per_example(log_det, x, "inverse's log_det")
@@ -114,10 +114,10 @@ def flow_log_density(
 def _check_full(pair: tuple[Latents, Entries], x: Observed) -> tuple[Latents, Entries]:
     """A full encoder's (mean, entries), or `ValueError` unless both have a row for each example."""
     mean, entries = pair
-    if mean.ndim != 2 or len(mean) != len(x) or len(entries) != len(x):
+    if mean.ndim != 2 or mean.shape[0] != x.shape[0] or entries.shape[0] != x.shape[0]:
         raise ValueError(
-            f"Expected the encoder's mean ({len(x)}, latent) and entries ({len(x)}, latent (latent + 1)/2), as each "
-            f"example has both; got {mean.shape} and {entries.shape}."
+            f"Expected the encoder's mean ({x.shape[0]}, latent) and entries ({x.shape[0]}, latent (latent + 1)/2), as "
+            f"each example has both; got {mean.shape} and {entries.shape}."
         )
     return mean, entries
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from dgm_jax.networks.layers import KERNEL_INIT, ZERO_INIT, GroupNorm, Images
 from dgm_jax.numerics import sum_dtype
+from dgm_jax.typing import Size
 
 Context = Float[Array, "batch tokens features"]
 Mask = Bool[Array, "batch tokens"]
@@ -93,7 +94,7 @@ class CrossAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Images, context: Context, mask: Mask | None = None) -> Images:
         """`x` plus its attention to the tokens that `mask` leaves, in the same shape; tokens have no order here."""
-        check_context(context, mask, len(x))
+        check_context(context, mask, x.shape[0])
         batch, height, width, channels = x.shape
         dtype = x.dtype if self.dtype is None else self.dtype
         dense = partial(nn.Dense, channels, use_bias=False, dtype=dtype)
@@ -104,9 +105,9 @@ class CrossAttention(nn.Module):
         return x.astype(dtype) + dense(kernel_init=ZERO_INIT, name="out")(h).reshape(x.shape)
 
 
-def check_context(context: Array, mask: Array | None, batch: int) -> None:
+def check_context(context: Array, mask: Array | None, batch: Size) -> None:
     """Raise `ValueError` unless the context is a floating-point batch of tokens, with a boolean mask of them if any."""
-    if context.ndim != 3 or len(context) != batch or not jnp.issubdtype(context.dtype, jnp.floating):
+    if context.ndim != 3 or context.shape[0] != batch or not jnp.issubdtype(context.dtype, jnp.floating):
         raise ValueError(
             f"Expected a floating-point context [{batch}, tokens, features], as each example has its own tokens; "
             f"got shape {context.shape}, dtype {context.dtype}."

@@ -45,7 +45,7 @@ class DenseEncoder(nn.Module):
         check_widths(self.widths, self.latent)
         check_events(x)
         dtype = x.dtype if self.dtype is None else self.dtype
-        h = hidden(x.reshape(len(x), -1), self.widths, self.activation, KERNEL_INIT, dtype)
+        h = hidden(x.reshape(x.shape[0], -1), self.widths, self.activation, KERNEL_INIT, dtype)
         return _moments(h, self.latent, x.dtype)
 
 
@@ -72,7 +72,7 @@ class DenseDecoder(nn.Module):
         dtype = z.dtype if self.dtype is None else self.dtype
         h = hidden(z, self.widths, self.activation, KERNEL_INIT, dtype)
         out = nn.Dense(prod(self.event_shape), kernel_init=KERNEL_INIT, dtype=dtype, name="out")(h)
-        return out.reshape(len(z), *self.event_shape).astype(z.dtype)
+        return out.reshape(z.shape[0], *self.event_shape).astype(z.dtype)
 
 
 class ConvEncoder(nn.Module):
@@ -105,7 +105,7 @@ class ConvEncoder(nn.Module):
         for i, channels in enumerate(self.channels):
             conv = nn.Conv(channels, (3, 3), strides=(2, 2), kernel_init=KERNEL_INIT, dtype=dtype, name=f"conv_{i}")
             h = self.activation(conv(h))
-        h = hidden(h.reshape(len(x), -1), (self.hidden,), self.activation, KERNEL_INIT, dtype)
+        h = hidden(h.reshape(x.shape[0], -1), (self.hidden,), self.activation, KERNEL_INIT, dtype)
         return _moments(h, self.latent, x.dtype)
 
 
@@ -144,7 +144,7 @@ class ConvDecoder(nn.Module):
         dtype = z.dtype if self.dtype is None else self.dtype
         height, width = (side // factor for side in self.event_shape[:2])
         widths = (self.hidden, height * width * self.channels[0])
-        h = hidden(z, widths, self.activation, KERNEL_INIT, dtype).reshape(len(z), height, width, self.channels[0])
+        h = hidden(z, widths, self.activation, KERNEL_INIT, dtype).reshape(z.shape[0], height, width, self.channels[0])
         for i, channels in enumerate((*self.channels[1:], self.event_shape[2])):
             h = self.activation(h) if i else h
             conv = nn.Conv(channels, (3, 3), kernel_init=KERNEL_INIT, dtype=dtype, name=f"conv_{i}")

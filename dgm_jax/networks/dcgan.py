@@ -79,7 +79,7 @@ class DCGANGenerator(nn.Module):
         dtype = z.dtype if self.dtype is None else self.dtype
         height, width, features = (*(side // factor for side in self.event_shape[:2]), self.channels[0])
         h = nn.Dense(height * width * features, kernel_init=GLOROT_INIT, dtype=dtype, name="dense")(z)
-        h = h.reshape(len(z), height, width, features)
+        h = h.reshape(z.shape[0], height, width, features)
         for i, features in enumerate((*self.channels[1:], self.event_shape[2])):
             h = nn.relu(_normed(self.norm, h, f"norm_{i}"))
             h = nn.Conv(features, (3, 3), kernel_init=CONV_INIT, dtype=dtype, name=f"conv_{i}")(upsample(h))
@@ -123,7 +123,7 @@ class DCGANCritic(nn.Module):
                 name=f"conv_{i}",
             )
             h = leaky_relu(_normed(self.norm if i else None, conv(h), f"norm_{i}"))
-        h = h.reshape(len(x), -1)
+        h = h.reshape(x.shape[0], -1)
         return nn.Dense(1, kernel_init=GLOROT_INIT, dtype=dtype, name="out")(h)[:, 0].astype(x.dtype)
 
 

@@ -50,7 +50,7 @@ class DenseGenerator(nn.Module):
         dtype = z.dtype if self.dtype is None else self.dtype
         h = hidden(z, self.widths, self.activation, HE_INIT, dtype)
         h = nn.Dense(prod(self.event_shape), kernel_init=GLOROT_INIT, dtype=dtype, name="out")(h)
-        return self.output(h).reshape(len(z), *self.event_shape).astype(z.dtype)
+        return self.output(h).reshape(z.shape[0], *self.event_shape).astype(z.dtype)
 
 
 class DenseCritic(nn.Module):
@@ -72,7 +72,7 @@ class DenseCritic(nn.Module):
         check_widths(self.widths)
         check_events(x)
         dtype = x.dtype if self.dtype is None else self.dtype
-        h = hidden(x.reshape(len(x), -1), self.widths, self.activation, HE_INIT, dtype)
+        h = hidden(x.reshape(x.shape[0], -1), self.widths, self.activation, HE_INIT, dtype)
         return nn.Dense(1, kernel_init=GLOROT_INIT, dtype=dtype, name="out")(h)[:, 0].astype(x.dtype)
 
 

@@ -36,7 +36,7 @@ from dgm_jax.networks.layers import (
     depth_to_space,
     space_to_depth,
 )
-from dgm_jax.typing import Data, PerExample
+from dgm_jax.typing import Data, PerExample, Shape, Size
 
 
 class UNet(nn.Module):
@@ -95,7 +95,7 @@ class UNet(nn.Module):
         """
         check_inputs(x_t, t, labels, self.num_classes)
         self._check(x_t.shape)
-        self._check_context(context, context_mask, len(x_t))
+        self._check_context(context, context_mask, x_t.shape[0])
         dtype = x_t.dtype if self.dtype is None else self.dtype
         block = partial(ResidualBlock, groups=self.groups, dropout=self.dropout, dtype=dtype)
         attend = partial(SelfAttention, groups=self.groups, dtype=dtype)
@@ -145,7 +145,7 @@ class UNet(nn.Module):
         h = conv(depth, kernel_init=ZERO_INIT, name="conv_out")(h)
         return depth_to_space(h, self.patch).astype(x_t.dtype)
 
-    def _check(self, shape: tuple[int, ...]) -> None:
+    def _check(self, shape: Shape) -> None:
         if len(shape) != 4:
             raise ValueError(f"Expected images [batch, height, width, channels], as a U-Net convolves; got {shape=}.")
         if self.blocks < 1 or not self.multipliers or self.patch < 1:
@@ -170,7 +170,7 @@ class UNet(nn.Module):
                     f"got {name}={chosen}."
                 )
 
-    def _check_context(self, context: Context | None, mask: Mask | None, batch: int) -> None:
+    def _check_context(self, context: Context | None, mask: Mask | None, batch: Size) -> None:
         if (context is None) == bool(self.context_attention):
             got = "None" if context is None else context.shape
             raise ValueError(

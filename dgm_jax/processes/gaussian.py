@@ -44,7 +44,7 @@ class GaussianProcess:
     def perturb(self, x_0: Data, t: PerExample, noise: Data) -> Data:
         """x_t for times [batch] and standard normal `noise` of the shape of `x_0`."""
         check_data(x_0, "x_0")
-        check_times(t, len(x_0))
+        check_times(t, x_0.shape[0])
         if noise.shape != x_0.shape:
             raise ValueError(f"Expected noise of the shape of x_0, {x_0.shape}; got {noise.shape}.")
         return expand_to(self.alpha(t), x_0) * x_0 + expand_to(self.sigma(t), x_0) * noise

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from dgm_jax.numerics import example_keys, known, normal, typed_key
 from dgm_jax.processes.gaussian import GaussianProcess
-from dgm_jax.typing import Keys, PerExample, TimeLaw
+from dgm_jax.typing import Keys, PerExample, Size, TimeLaw
 
 
 def stratified(t_min: float, t_max: float = 1.0) -> TimeLaw:
@@ -22,7 +22,7 @@ def stratified(t_min: float, t_max: float = 1.0) -> TimeLaw:
     """
     _check(t_min, t_max)
 
-    def law(key: Keys, batch: int) -> PerExample:
+    def law(key: Keys, batch: Size) -> PerExample:
         return t_min + (t_max - t_min) * _stratified_uniform(key, batch)
 
     return law
@@ -37,7 +37,7 @@ def log_normal(process: GaussianProcess, mean: float, std: float) -> TimeLaw:
     if not (np.isfinite(mean) and 0 < std < np.inf):
         raise ValueError(f"Expected a finite mean and std > 0, as a normal law has; got {mean=}, {std=}.")
 
-    def law(key: Keys, batch: int) -> PerExample:
+    def law(key: Keys, batch: Size) -> PerExample:
         return process.time_at(jnp.exp(mean + std * normal(key, (batch,))))
 
     return law
@@ -52,7 +52,7 @@ def log_snr_uniform(process: GaussianProcess, t_min: float, t_max: float) -> Tim
     process.refuse_no_noise(t_min, "the log-SNR")
     high, low = process.log_snr(t_min), process.log_snr(t_max)
 
-    def law(key: Keys, batch: int) -> PerExample:
+    def law(key: Keys, batch: Size) -> PerExample:
         t = process.time_at(jnp.exp(-(high + (low - high) * _stratified_uniform(key, batch)) / 2))
         return jnp.clip(t, t_min, t_max)
 
@@ -69,13 +69,13 @@ def levels(ts: Float[Array, " levels"] | Float[np.ndarray, " levels"]) -> TimeLa
     if ts.ndim != 1 or len(ts) < 1 or not inside:
         raise ValueError(f"Expected times [levels] in [0, 1], as 0 is data and 1 is noise; got {ts}.")
 
-    def law(key: Keys, batch: int) -> PerExample:
+    def law(key: Keys, batch: Size) -> PerExample:
         return jnp.asarray(ts)[jnp.floor(len(ts) * _stratified_uniform(key, batch)).astype(jnp.int32)]
 
     return law
 
 
-def _stratified_uniform(key: Keys, batch: int) -> PerExample:
+def _stratified_uniform(key: Keys, batch: Size) -> PerExample:
     """Uniform on [0, 1): one point per stratum for one key, independent points for one key each."""
     key = typed_key(key)
     if key.ndim == 1:

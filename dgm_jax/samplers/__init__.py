@@ -3,7 +3,7 @@
 from dgm_jax.samplers.ancestral import Ancestral, DPMSolverPP2MSDE
 from dgm_jax.samplers.churn import ChurnedHeun
 from dgm_jax.samplers.coordinates import Coordinates, coordinates_of
-from dgm_jax.samplers.correctors import Langevin, NormalizedLangevin, UnderdampedLangevin
+from dgm_jax.samplers.correctors import Langevin, NormalizedLangevin
 from dgm_jax.samplers.hmc import Move, hmc_step, leapfrog
 from dgm_jax.samplers.langevin import annealed_langevin, final_denoising, solve_langevin
 from dgm_jax.samplers.multistep import AdamsBashforth, DPMSolverPP2M
@@ -23,3 +23,4 @@ from dgm_jax.samplers.recipes import (
 from dgm_jax.samplers.sde import sample_sde, simulate_forward, solve_sde
 from dgm_jax.samplers.smc import Particles, resample, smc
 from dgm_jax.samplers.stepping import Samples
+from dgm_jax.samplers.underdamped import UnderdampedLangevin

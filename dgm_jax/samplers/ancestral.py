@@ -62,7 +62,7 @@ class Ancestral(Kernel):
         v = self.interpolation
         if callable(v):
             x_t, t = state / reverse.scale(s_0), rounded(reverse.time(s_0))
-            v = check_like(v(x_t, jnp.full(len(x_t), t)), x_t, "interpolation of variances")
+            v = check_like(v(x_t, jnp.full(x_t.shape[0], t)), x_t, "interpolation of variances")
         return jnp.exp(v * rounded(jnp.log(sigma_t / sigma_s)))
 
 

@@ -72,6 +72,14 @@ class ExamplePaths(diffrax.AbstractBrownianPath):
         return eqx.filter_vmap(lambda path: path.evaluate(t0, t1, left, use_levy))(self.paths)
 
 
+class _Tree(diffrax.VirtualBrownianTree):
+    """diffrax's tree without its checks of t0 < t1 and of its range: they are host callbacks, which break export."""
+
+    def _evaluate(self, r):
+        # Rounding alone can lead out of the range: a solve steps within its clock, which is the tree's interval.
+        return self._evaluate_leaf(self.key, jnp.clip(r, 0.0, 1.0), self.shape)
+
+
 def independent_increments(keys: Keys, event: jax.ShapeDtypeStruct, solver: diffrax.AbstractSolver) -> FreshIncrements:
     """Fresh increments at every step, the fast choice: right where the steps are fixed in advance."""
     return FreshIncrements(keys=keys, event=event, levy_area=_levy_area(solver))
@@ -90,10 +98,10 @@ def brownian_tree(
     Increments shorter than 2^-14 of the interval are interpolated.
     """
     area = _levy_area(solver)
-    tolerance = (t1 - t0) * 2.0**-14
 
-    def tree(key: Keys) -> diffrax.VirtualBrownianTree:
-        return diffrax.VirtualBrownianTree(t0, t1, tol=tolerance, shape=event, key=key, levy_area=area)
+    def tree(key: Keys) -> _Tree:
+        unit = _Tree(0.0, 1.0, tol=2.0**-14, shape=event, key=key, levy_area=area)  # type: ignore[call-arg]
+        return eqx.tree_at(lambda path: (path.t0, path.t1), unit, (t0, t1))
 
     return ExamplePaths(paths=eqx.filter_vmap(tree)(keys), levy_area=area)
 

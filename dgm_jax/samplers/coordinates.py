@@ -96,5 +96,5 @@ def estimates(
     t = system.time(clock)
     t, scale, alpha, sigma = rounded((t, system.scale(t), process.alpha(t), process.sigma(t)))
     x_t = state / scale
-    estimate = check_like(denoise(x_t, jnp.full(len(x_t), t)), x_t, "denoiser")
+    estimate = check_like(denoise(x_t, jnp.full(x_t.shape[0], t)), x_t, "denoiser")
     return estimate, (x_t - alpha * estimate) / sigma

@@ -5,18 +5,15 @@ makes: score maps x [batch, *event] to grad log p_t(x), sigma = sigma(t) is a sc
 """
 
 import abc
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
-import diffrax
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dgm_jax.numerics import expand_to, is_count, known_number, normal_like, split, sum_events
-from dgm_jax.samplers.brownian import independent_increments
+from dgm_jax.numerics import expand_to, is_count, known_number, sum_events
 from dgm_jax.typing import Data, Keys, PerExample, Scalar
 
 Score = Callable[[Data], Data]  # x -> grad log p_t(x) at one time
@@ -47,7 +44,7 @@ class _LangevinSteps(abc.ABC):
         value = known_number(self.snr)
         if value is not None and not value > 0:
             raise ValueError(f"Expected snr > 0, as the step is 2 (snr sigma)^2; got {self.snr}.")
-        _check_steps(self.steps)
+        check_steps(self.steps)
 
     @property
     def evaluations(self) -> int:
@@ -97,68 +94,6 @@ class NormalizedLangevin(_LangevinSteps):
         return _step(x, gradient, noise, expand_to(size, x))
 
 
-@dataclass(frozen=True)
-class UnderdampedLangevin:
-    """Langevin dynamics with momentum, dx = v dt, dv = -friction v dt + score dt + sqrt(2 friction) dW, by diffrax.
-
-    Time is in units of sigma, the velocity starts from N(0, I) and is dropped at the end; at friction 2 a Gaussian of
-    std sigma is critically damped. It has no reverse-mode gradient.
-
-    Args:
-        time: how long to run, in units of sigma, in `steps` steps.
-        solver: `diffrax.ALIGN()` (an evaluation a step, and one more), `diffrax.ShOULD()` or `diffrax.QUICSORT()`.
-    """
-
-    time: float
-    steps: int
-    friction: float = 2.0
-    solver: diffrax.ALIGN | diffrax.ShOULD | diffrax.QUICSORT = field(default_factory=diffrax.ALIGN)
-
-    def __post_init__(self):
-        for name in ("time", "friction"):
-            value = known_number(getattr(self, name))
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(
-                    f"Expected {name} > 0, as the momentum must move and decay; got {getattr(self, name)}."
-                )
-        _check_steps(self.steps)
-        if not isinstance(self.solver, diffrax.ALIGN | diffrax.ShOULD | diffrax.QUICSORT):
-            raise ValueError(
-                f"Expected ALIGN, ShOULD or QUICSORT, as momentum needs a solver for it; got {self.solver}."
-            )
-
-    @property
-    def evaluations(self) -> int:
-        """ALIGN and ShOULD keep their last gradient."""
-        first, each = {diffrax.ALIGN: (1, 1), diffrax.ShOULD: (1, 2), diffrax.QUICSORT: (0, 2)}[type(self.solver)]
-        return first + each * self.steps
-
-    def __call__(self, score: Score, x: Data, sigma: Scalar, keys: Keys) -> Data:
-        """One solve from t = 0 to `time`."""
-        key_velocity, key_path = split(keys)
-        event = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-        span = jnp.asarray(self.time, x.dtype)
-        path = independent_increments(key_path, event, self.solver)
-        friction, one = jnp.asarray(self.friction, x.dtype), jnp.ones((), x.dtype)
-        terms = diffrax.MultiTerm(
-            diffrax.UnderdampedLangevinDriftTerm(friction, one, lambda y, _: -sigma * score(y * sigma)),
-            diffrax.UnderdampedLangevinDiffusionTerm(friction, one, path),
-        )
-        solution = diffrax.diffeqsolve(
-            terms,
-            self.solver,
-            t0=0.0,
-            t1=span,
-            dt0=span / self.steps,
-            y0=(x / sigma, normal_like(key_velocity, x)),
-            adjoint=diffrax.ForwardMode(),
-            max_steps=self.steps + 1,
-            throw=False,
-        )
-        positions: Any = solution.ys
-        return sigma * positions[0][-1]
-
-
 def _step(x: Data, gradient: Data, noise: Data, size: Array) -> Data:
     """Euler-Maruyama on the Langevin SDE."""
     return x + size * gradient + jnp.sqrt(2 * size) * noise
@@ -174,6 +109,7 @@ def _norm(x: Data) -> PerExample:
     return jnp.sqrt(sum_events(x**2))
 
 
-def _check_steps(steps: int) -> None:
+def check_steps(steps: int) -> None:
+    """Raise `ValueError` unless a corrector makes one step or more."""
     if not is_count(steps):
         raise ValueError(f"Expected an integer steps >= 1, as a corrector moves by steps; got {steps}.")

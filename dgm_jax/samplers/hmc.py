@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from dgm_jax.numerics import check_data, example_keys, expand_to, is_count, known, normal_like, split, sum_events
 from dgm_jax.samplers.stepping import integrate
-from dgm_jax.typing import Data, Keys, PerExample
+from dgm_jax.typing import Data, Keys, PerExample, Size
 
 LogDensity = Callable[[Data], PerExample]  # log p(x) up to a constant, nats; each value from its own row of x
 StepSize = float | np.floating | Float[Array, "*batch"]  # one, or one per example
@@ -48,7 +48,7 @@ def leapfrog(
 
     Reference: Neal 2011, arXiv:1206.1901, section 2.3, with the parts of position and momentum exchanged.
     """
-    check_steps(step_size, steps, len(x))
+    check_steps(step_size, steps, x.shape[0])
     h = expand_to(jnp.asarray(step_size, x.dtype), x)
     h = jnp.broadcast_to(h, x.shape)
     # semi-implicit Euler kicks, then drifts with the new momentum: leapfrog but for the half drifts at the two ends
@@ -75,9 +75,9 @@ def hmc_step(log_density: LogDensity, x: Data, key: Keys, *, step_size: StepSize
         steps: of the path; `log_density` is differentiated `steps` times, and evaluated at both ends.
     """
     check_data(x, "the state x")
-    check_steps(step_size, steps, len(x))
+    check_steps(step_size, steps, x.shape[0])
     before = check_density(log_density(x), x)
-    key_momentum, key_choice = split(example_keys(key, len(x)))
+    key_momentum, key_choice = split(example_keys(key, x.shape[0]))
     momentum = normal_like(key_momentum, x)
     gradient = jax.grad(lambda x: jnp.sum(log_density(x)))
     proposal, last = leapfrog(gradient, x, momentum, step_size=step_size, steps=steps)
@@ -90,7 +90,7 @@ def hmc_step(log_density: LogDensity, x: Data, key: Keys, *, step_size: StepSize
     return Move(x, jnp.where(accepted, after, before), acceptance)
 
 
-def check_steps(step_size: StepSize, steps: int, batch: int) -> None:
+def check_steps(step_size: StepSize, steps: int, batch: Size) -> None:
     """Raise `ValueError` unless there is one step, or more, of one positive size or of one per example."""
     if not is_count(steps):
         raise ValueError(f"Expected a whole number of steps >= 1, as a path is made of them; got {steps=}.")

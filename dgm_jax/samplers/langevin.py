@@ -26,7 +26,7 @@ from dgm_jax.samplers.brownian import independent_increments
 from dgm_jax.samplers.coordinates import traced_once
 from dgm_jax.samplers.grid import Grid, check_points
 from dgm_jax.samplers.stepping import Samples, integrate
-from dgm_jax.typing import Data, Denoiser, Keys
+from dgm_jax.typing import Data, Denoiser, Keys, Shape
 
 Number = float | np.floating | Float[Array, ""]
 
@@ -84,7 +84,7 @@ def solve_langevin(
         t = level(clock)
         # alpha_i/2 times the score (alpha D - x)/sigma_i^2, where sigma_i^2 cancels
         t, alpha, gain = rounded((t, process.alpha(t), jnp.asarray(epsilon, state.dtype) / (2 * last)))
-        estimate = check_like(denoise(state, jnp.full(len(state), t)), state, "denoiser")
+        estimate = check_like(denoise(state, jnp.full(state.shape[0], t)), state, "denoiser")
         return gain * (alpha * estimate - state)
 
     def diffusion(clock, state: Data, _) -> lineax.AbstractLinearOperator:
@@ -93,7 +93,7 @@ def solve_langevin(
 
     solver = diffrax.Euler()
     event = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-    path = independent_increments(example_keys(key, len(x)), event, solver)
+    path = independent_increments(example_keys(key, x.shape[0]), event, solver)
     states, evaluations, result = integrate(
         diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, path)),
         x,
@@ -113,7 +113,7 @@ def annealed_langevin(
     denoise: Denoiser,
     process: GaussianProcess,
     key: Keys,
-    shape: tuple[int, ...],
+    shape: Shape,
     *,
     ts: Grid,
     epsilon: Number,
@@ -138,7 +138,7 @@ def final_denoising(denoise: Denoiser, samples: Samples, t: Number) -> Samples:
 
     Reference: Song & Ermon 2020, arXiv:2006.09011, algorithm 1; Jolicoeur-Martineau et al. 2020, arXiv:2009.05475.
     """
-    x = check_like(denoise(samples.x, jnp.full(len(samples.x), t, samples.x.dtype)), samples.x, "denoiser")
+    x = check_like(denoise(samples.x, jnp.full(samples.x.shape[0], t, samples.x.dtype)), samples.x, "denoiser")
     path = None if samples.path is None else jnp.concatenate([samples.path, x[None]])
     result = diffrax.RESULTS.where(jnp.isfinite(x).all(), samples.result, diffrax.RESULTS.nonfinite)  # type: ignore[arg-type]
     return Samples(x, path, samples.evaluations + 1, result)

@@ -16,7 +16,7 @@ from dgm_jax.samplers.grid import Grid, GridPlan, check_points, ode_grid
 from dgm_jax.samplers.predictor_corrector import PredictorCorrector
 from dgm_jax.samplers.reverse import Kernel
 from dgm_jax.samplers.stepping import Samples, integrate
-from dgm_jax.typing import Data, Denoiser, Keys
+from dgm_jax.typing import Data, Denoiser, Keys, Shape
 
 
 def solve_ode(
@@ -67,14 +67,12 @@ def solve_ode(
     return finish(denoise, states, plan, system, evaluations, result, save_path=save_path)
 
 
-def sample_ode(
-    denoise: Denoiser, process: GaussianProcess, key: Keys, shape: tuple[int, ...], *, ts: Grid, **options
-) -> Samples:
+def sample_ode(denoise: Denoiser, process: GaussianProcess, key: Keys, shape: Shape, *, ts: Grid, **options) -> Samples:
     """`solve_ode` from the prior N(0, sigma(ts[0])^2 I) at ts[0]; `shape` is (batch, *event)."""
     return solve_ode(denoise, process, draw_prior(process, key, shape, ts), ts=ts, **options)
 
 
-def draw_prior(process: GaussianProcess, key: Keys, shape: tuple[int, ...], ts: Grid) -> Data:
+def draw_prior(process: GaussianProcess, key: Keys, shape: Shape, ts: Grid) -> Data:
     """sigma(ts[0]) times standard normal noise, in the grid's precision."""
     values = check_points(ts)
     if values is not None and values[-1] > values[0]:

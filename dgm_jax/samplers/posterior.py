@@ -172,7 +172,7 @@ class DPSStep(_Around):
         """One call of the network and one transpose; the kernel is given its estimate."""
         scale_0, t = reverse.scale(s_0), rounded(reverse.time(s_0))
         estimate, pull = jax.vjp(
-            lambda x: check_like(reverse.denoise(x, jnp.full(len(x), t)), x, "denoiser"), state / scale_0
+            lambda x: check_like(reverse.denoise(x, jnp.full(x.shape[0], t)), x, "denoiser"), state / scale_0
         )
         error, pull_error = jax.vjp(lambda x_0: residual(self.operator, self.y, x_0), estimate)
         squared = expand_to(sum_events(error**2), error)

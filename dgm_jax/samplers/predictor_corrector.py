@@ -141,7 +141,7 @@ class PredictorCorrector(diffrax.AbstractItoSolver):
         def call(x: Data, now: tuple[Array, Data]) -> tuple[Data, None]:
             predicting, noise = now
             t = rounded(jnp.where(predicting, t_0, t_1))
-            estimate = check_like(reverse.denoise(x, jnp.full(len(x), t)), x, "denoiser")
+            estimate = check_like(reverse.denoise(x, jnp.full(x.shape[0], t)), x, "denoiser")
             given = replace(reverse, denoise=lambda x, t: estimate)
             predicted, _ = predictor.move(given, s_0, s_1, x * scale_0, noise, None)
             corrected = corrector.move((alpha * estimate - x) / sigma**2, x, sigma, noise)

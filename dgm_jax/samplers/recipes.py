@@ -22,7 +22,7 @@ from dgm_jax.samplers.ode import sample_ode
 from dgm_jax.samplers.predictor_corrector import PredictorCorrector
 from dgm_jax.samplers.sde import sample_sde
 from dgm_jax.samplers.stepping import Samples
-from dgm_jax.typing import Denoiser, Keys
+from dgm_jax.typing import Denoiser, Keys, Shape
 
 INTERPOLATIONS = {"posterior": 0.0, "beta": 1.0}
 
@@ -31,7 +31,7 @@ def ddpm(
     denoise: Denoiser,
     process: GaussianProcess,
     key: Keys,
-    shape: tuple[int, ...],
+    shape: Shape,
     *,
     ts: Grid,
     variance: ReverseVariance = "posterior",
@@ -56,7 +56,7 @@ def ddim(
     denoise: Denoiser,
     process: GaussianProcess,
     key: Keys,
-    shape: tuple[int, ...],
+    shape: Shape,
     *,
     ts: Grid,
     eta: Eta = 0.0,
@@ -81,7 +81,7 @@ def edm_heun(
     denoise: Denoiser,
     process: GaussianProcess,
     key: Keys,
-    shape: tuple[int, ...],
+    shape: Shape,
     *,
     ts: Grid,
     churn: float = 0.0,
@@ -120,7 +120,7 @@ def edm_heun(
 
 
 def dpm_solver_pp_2m(
-    denoise: Denoiser, process: GaussianProcess, key: Keys, shape: tuple[int, ...], *, ts: Grid, **options
+    denoise: Denoiser, process: GaussianProcess, key: Keys, shape: Shape, *, ts: Grid, **options
 ) -> Samples:
     """DPM-Solver++(2M), of order 2; made for `log_snr_grid`, and needs two steps.
 
@@ -131,7 +131,7 @@ def dpm_solver_pp_2m(
 
 
 def dpm_solver_pp_2m_sde(
-    denoise: Denoiser, process: GaussianProcess, key: Keys, shape: tuple[int, ...], *, ts: Grid, **options
+    denoise: Denoiser, process: GaussianProcess, key: Keys, shape: Shape, *, ts: Grid, **options
 ) -> Samples:
     """SDE-DPM-Solver++(2M), the stochastic form of the same; needs two steps.
 
@@ -145,7 +145,7 @@ def deis(
     denoise: Denoiser,
     process: GaussianProcess,
     key: Keys,
-    shape: tuple[int, ...],
+    shape: Shape,
     *,
     ts: Grid,
     order: int = 3,
@@ -166,7 +166,7 @@ def predictor_corrector(
     denoise: Denoiser,
     process: GaussianProcess,
     key: Keys,
-    shape: tuple[int, ...],
+    shape: Shape,
     *,
     ts: Grid,
     predictor: diffrax.AbstractSolver,

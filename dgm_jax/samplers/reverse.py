@@ -61,7 +61,7 @@ class Reverse:
         alpha, sigma = self.levels(s)
 
         def score(x: Data) -> Data:
-            estimate = check_like(self.denoise(x, jnp.full(len(x), t)), x, "denoiser")
+            estimate = check_like(self.denoise(x, jnp.full(x.shape[0], t)), x, "denoiser")
             return (alpha * estimate - x) / sigma**2
 
         return score

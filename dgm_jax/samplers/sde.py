@@ -26,7 +26,7 @@ from dgm_jax.samplers.ode import draw_prior, finish
 from dgm_jax.samplers.predictor_corrector import PredictorCorrector
 from dgm_jax.samplers.reverse import Kernel, Reverse
 from dgm_jax.samplers.stepping import Samples, integrate
-from dgm_jax.typing import Data, Denoiser, Keys
+from dgm_jax.typing import Data, Denoiser, Keys, Shape
 
 
 def solve_sde(
@@ -95,7 +95,7 @@ def solve_sde(
         scale = rounded(stochasticity * jnp.sqrt(system.spread(origin + direction * s)))
         return scale * lineax.IdentityLinearOperator(jax.eval_shape(lambda: state))
 
-    keys = example_keys(key, len(x))
+    keys = example_keys(key, x.shape[0])
     if isinstance(solver, PredictorCorrector):
         keys, keys_corrector = split(keys)
     else:
@@ -124,9 +124,7 @@ def solve_sde(
     return finish(denoise, states, plan, system, evaluations, result, save_path=save_path)
 
 
-def sample_sde(
-    denoise: Denoiser, process: GaussianProcess, key: Keys, shape: tuple[int, ...], *, ts: Grid, **options
-) -> Samples:
+def sample_sde(denoise: Denoiser, process: GaussianProcess, key: Keys, shape: Shape, *, ts: Grid, **options) -> Samples:
     """`solve_sde` from the prior N(0, sigma(ts[0])^2 I) at ts[0]; `shape` is (batch, *event)."""
     key_prior, key_path = split(key)
     return solve_sde(denoise, process, draw_prior(process, key_prior, shape, ts), key_path, ts=ts, **options)
@@ -175,7 +173,7 @@ def _brownian_path(
 ) -> diffrax.AbstractBrownianPath:
     """A path per example: adaptive steps and reverse mode need one that can be asked twice, at ten times the price of
     the fresh increments that fixed steps do with."""
-    keys = example_keys(key, len(x))
+    keys = example_keys(key, x.shape[0])
     event = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
     if consistent:
         return brownian_tree(keys, event, solver, t0=clock[0], t1=clock[-1])

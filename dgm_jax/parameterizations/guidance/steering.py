@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PyTree
 
 from dgm_jax.numerics import check_like, example_keys, expand_to, in_order, known, known_number
 from dgm_jax.processes.gaussian import GaussianProcess
-from dgm_jax.typing import Data, Denoiser, Keys, PerExample
+from dgm_jax.typing import Data, Denoiser, Keys, PerExample, Size
 
 Scale = float | Float[Array, ""] | PerExample  # one for the batch, or one per example
 Given = Callable[[Data, PerExample, PyTree], Data]  # (x_t, t, condition) -> E[x_0 | x_t, condition]
@@ -58,11 +58,11 @@ def classifier_free_batched(denoise_given: Given, condition: PyTree, null: PyTre
     both = jax.tree.map(_where_known(_interleaved), condition, null)
 
     def guided(x_t: Data, t: PerExample) -> Data:
-        if len(x_t) != batch:
-            raise ValueError(f"Expected {len(x_t)} conditions, as each example of x_t has its own; got {batch}.")
+        if x_t.shape[0] != batch:
+            raise ValueError(f"Expected {x_t.shape[0]} conditions, as each example of x_t has its own; got {batch}.")
         twice = _interleaved(x_t, x_t)
         estimates = check_like(denoise_given(twice, _interleaved(t, t), both), twice, "denoiser")
-        estimates = estimates.reshape(len(x_t), 2, *estimates.shape[1:])
+        estimates = estimates.reshape(x_t.shape[0], 2, *estimates.shape[1:])
         return _extrapolated(estimates[:, 1], estimates[:, 0], x_t, scale)
 
     return guided
@@ -187,9 +187,9 @@ def scale_like(scale: Scale, each: PerExample) -> PerExample:
     return jnp.broadcast_to(jnp.asarray(scale, each.dtype), each.shape)
 
 
-def _batch_of(condition: PyTree) -> int:
+def _batch_of(condition: PyTree) -> Size:
     """The number of examples, which all leaves share."""
-    return len(jax.tree.leaves(condition)[0])
+    return jax.tree.leaves(condition)[0].shape[0]
 
 
 def _where_known(function: Callable[[ArrayLike, ArrayLike], Array]) -> Callable[[ArrayLike, ArrayLike], Array]:
@@ -207,7 +207,7 @@ def _where_known(function: Callable[[ArrayLike, ArrayLike], Array]) -> Callable[
 def _interleaved(a: ArrayLike, b: ArrayLike) -> Array:
     """a_0, b_0, a_1, b_1, ..."""
     a, b = jnp.asarray(a), jnp.asarray(b)
-    return jnp.stack([a, b], axis=1).reshape(2 * len(a), *a.shape[1:])
+    return jnp.stack([a, b], axis=1).reshape(2 * a.shape[0], *a.shape[1:])
 
 
 def _like_condition(null: PyTree, condition: PyTree) -> PyTree:

@@ -43,7 +43,7 @@ def dynamic_threshold(denoise: Denoiser, *, quantile: Bound, bound: Bound) -> De
         raise ValueError(f"Expected a finite bound > 0, as data lie in [-bound, bound]; got {bound}.")
 
     def clipped(estimate: Data) -> Data:
-        sizes = jnp.abs(estimate).reshape(len(estimate), -1)
+        sizes = jnp.abs(estimate).reshape(estimate.shape[0], -1)
         at = jnp.asarray(quantile, estimate.dtype)
         limit = jnp.asarray(bound, estimate.dtype)
         s = expand_to(jnp.maximum(jnp.quantile(sizes, at, axis=1), limit), estimate)

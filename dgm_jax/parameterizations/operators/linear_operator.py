@@ -136,4 +136,4 @@ def adjoint_of(operator: LinearOperator) -> Callable[[Observation], Data]:
 
 def each(value: Factor, y: Observation) -> PerExample:
     """One number for each example."""
-    return jnp.broadcast_to(jnp.asarray(value).astype(y.dtype), (len(y),))
+    return jnp.broadcast_to(jnp.asarray(value).astype(y.dtype), (y.shape[0],))

@@ -101,7 +101,7 @@ def downsample(factor: int | tuple[int, ...]) -> LinearOperator:
             )
         blocks = [size for n, f in zip(sizes, factors, strict=True) for size in (n // f, f)]
         axes = tuple(range(2, 2 * len(factors) + 1, 2))
-        return x.reshape(len(x), *blocks, *x.shape[len(factors) + 1 :]).mean(axes)
+        return x.reshape(x.shape[0], *blocks, *x.shape[len(factors) + 1 :]).mean(axes)
 
     def adjoint(y: Observation) -> Data:
         for axis, f in enumerate(factors, start=1):
@@ -138,10 +138,10 @@ def matrix(matrix: Float[Array, " rows *event"] | Float[np.ndarray, " rows *even
     def apply(x: Data) -> Observation:
         if x.shape[1:] != event:
             raise ValueError(f"Expected events of shape {event}, as the matrix's rows are; got {x.shape[1:]}.")
-        return x.reshape(len(x), -1) @ rows.astype(x.dtype).T
+        return x.reshape(x.shape[0], -1) @ rows.astype(x.dtype).T
 
     def adjoint(y: Observation) -> Data:
-        return (y @ rows.astype(y.dtype)).reshape(len(y), *event)
+        return (y @ rows.astype(y.dtype)).reshape(y.shape[0], *event)
 
     def solve(y: Observation, of_gram: Factor, of_identity: Factor) -> Observation:
         wide = _wide(y)
@@ -165,7 +165,7 @@ def linear(apply: Callable[[Data], Observation], event_shape: tuple[int, ...]) -
         raise ValueError(f"Expected event_shape to be a tuple of sizes, as x is [batch, *event]; got {event_shape}.")
 
     def adjoint(y: Observation) -> Data:
-        return jax.linear_transpose(apply, jax.ShapeDtypeStruct((len(y), *event_shape), y.dtype))(y)[0]
+        return jax.linear_transpose(apply, jax.ShapeDtypeStruct((y.shape[0], *event_shape), y.dtype))(y)[0]
 
     struct = jax.ShapeDtypeStruct((1, *event_shape), jnp.result_type(float))
     try:
