@@ -25,9 +25,9 @@ from dgm_jax.training.parallel import (
     mean_gradients,
     mean_over_devices,
     mesh_adversarial_step,
-    mesh_replicate,
+    mesh_fetch,
+    mesh_place,
     mesh_shard,
-    mesh_unreplicate,
     pmap_adversarial_step,
     replicate,
     shard,
@@ -229,13 +229,13 @@ def test_pmap_mesh_and_one_device_play_alike(unroll):
     by_pmap = pmap_adversarial_step(shared, MOMENTUM, **options)
     mesh = data_mesh()
     by_mesh = mesh_adversarial_step(alone, MOMENTUM, **options, mesh=mesh)
-    state, stacked, spread = fresh(), replicate(fresh()), mesh_replicate(fresh(), mesh)
+    state, stacked, spread = fresh(), replicate(fresh()), mesh_place(fresh(), mesh)
     for n in range(3):
         state, metrics = one(state, data(n))
         stacked, stacked_metrics = by_pmap(stacked, shard(data(n)))
         spread, _ = by_mesh(spread, mesh_shard(data(n), mesh))
     assert_close(unreplicate(stacked), state, 1e-5)
-    assert_close(mesh_unreplicate(spread), state, 1e-5)
+    assert_close(mesh_fetch(spread), state, 1e-5)
     for name, value in unreplicate(stacked_metrics).items():
         np.testing.assert_allclose(value, metrics[name], rtol=1e-5, atol=1e-6, err_msg=name)
     assert np.abs(state.params.generator["out"] - fresh().params.generator["out"]).max() > 0.01  # it did train

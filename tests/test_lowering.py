@@ -132,10 +132,12 @@ def stacked(tree):
 
 
 def test_the_step_of_a_u_net_on_eight_devices():
-    mesh, batch = parallel.data_mesh(), of(16, 8, 8, 3)
+    batch = of(16, 8, 8, 3)
     params = jax.eval_shape(UNET.init, jax.random.key(0), batch, of(16))
     state = jax.eval_shape(lambda params: init_state(params, OPTIMIZER, jax.random.key(0)), params)
-    lower(parallel.mesh_step(unet_loss, OPTIMIZER, ema_decay=0.9, mesh=mesh), state, batch)
+    for shards in (1, 4):
+        mesh = parallel.data_mesh(parameter_shards=shards)
+        lower(parallel.mesh_step(unet_loss, OPTIMIZER, ema_decay=0.9, mesh=mesh), state, batch)
     by_pmap = parallel.pmap_step(unet_loss, OPTIMIZER, ema_decay=0.9)
     lower(by_pmap, stacked(state), of(8, 2, 8, 8, 3))
 

@@ -1,9 +1,4 @@
-import os
 import re
-import socket
-import subprocess
-import sys
-import textwrap
 from functools import partial
 from typing import NamedTuple
 
@@ -17,11 +12,11 @@ import pytest
 from dgm_jax.training import Checkpoints, init_state, make_step, train, with_example_keys
 from dgm_jax.training.parallel import (
     data_mesh,
-    mesh_replicate,
+    mesh_fetch,
+    mesh_place,
     mesh_sampler,
     mesh_shard,
     mesh_step,
-    mesh_unreplicate,
     pmap_sampler,
     pmap_step,
     replicate,
@@ -97,7 +92,7 @@ def test_pmap_mesh_and_one_device_train_alike(one_device, n):
     devices = jax.devices()[:n]
     mesh = data_mesh(devices)
     start = fresh()
-    stacked, spread = replicate(start, devices), mesh_replicate(start, mesh)
+    stacked, spread = replicate(start, devices), mesh_place(start, mesh)
     traces = []
 
     def counted(params, batch, keys):
@@ -113,9 +108,9 @@ def test_pmap_mesh_and_one_device_train_alike(one_device, n):
     state, metrics = one_device
     tolerance = {"rtol": 1e-6, "atol": 1e-6}
     assert_close(unreplicate(stacked), state, **tolerance)
-    assert_close(mesh_unreplicate(spread), state, **tolerance)
+    assert_close(mesh_fetch(spread), state, **tolerance)
     assert_close(unreplicate(stacked_metrics), metrics, **tolerance)
-    assert_close(mesh_unreplicate(spread_metrics), metrics, **tolerance)
+    assert_close(mesh_fetch(spread_metrics), metrics, **tolerance)
     assert float(jnp.abs(state.params["in"] - fresh().params["in"]).max()) > 0.1  # it did train
     assert traces == [BATCH // n, BATCH]
 
@@ -150,7 +145,7 @@ def test_the_loop_trains_and_resumes_in_both_back_ends(one_device, tmp_path, bac
         compiled = pmap_step(loss_fn, OPTIMIZER, ema_decay=DECAY)
     else:
         mesh = data_mesh()
-        split, place, fetch = partial(mesh_shard, mesh=mesh), partial(mesh_replicate, mesh=mesh), mesh_unreplicate
+        split, place, fetch = partial(mesh_shard, mesh=mesh), partial(mesh_place, mesh=mesh), mesh_fetch
         compiled = mesh_step(loss_fn, OPTIMIZER, ema_decay=DECAY, mesh=mesh)
 
     def run(steps, checkpoints=None):
@@ -169,8 +164,8 @@ def test_the_loop_trains_and_resumes_in_both_back_ends(one_device, tmp_path, bac
 
 def test_replicas_share_no_buffer_with_the_original_and_are_donated():
     start, mesh = fresh(), data_mesh()
-    stacked, spread = replicate(start), mesh_replicate(start, mesh)
-    kept, kept_spread = unreplicate(stacked), mesh_unreplicate(spread)
+    stacked, spread = replicate(start), mesh_place(start, mesh)
+    kept, kept_spread = unreplicate(stacked), mesh_fetch(spread)
     pmap_step(loss_fn, OPTIMIZER, ema_decay=DECAY)(stacked, shard(batch(0)))
     mesh_step(loss_fn, OPTIMIZER, ema_decay=DECAY, mesh=mesh)(spread, mesh_shard(batch(0), mesh))
     assert stacked.params["in"].is_deleted()
@@ -183,7 +178,7 @@ def test_a_step_holds_one_all_reduce_and_nothing_else():
     mesh = data_mesh()
     by_pmap = pmap_step(loss_fn, OPTIMIZER, ema_decay=DECAY).lower(replicate(fresh()), shard(batch(0))).compile()
     by_mesh = mesh_step(loss_fn, OPTIMIZER, ema_decay=DECAY, mesh=mesh)
-    by_mesh = by_mesh.lower(mesh_replicate(fresh(), mesh), mesh_shard(batch(0), mesh)).compile()
+    by_mesh = by_mesh.lower(mesh_place(fresh(), mesh), mesh_shard(batch(0), mesh)).compile()
     for compiled in (by_pmap, by_mesh):
         assert all_reduces(compiled) == 1
         assert other_collectives(compiled) == []
@@ -258,7 +253,7 @@ def test_samples_are_bitwise_the_same_on_any_number_of_devices(n):
     devices, mesh = jax.devices()[:n], data_mesh(jax.devices()[:n])
     keys, shift = jax.random.split(jax.random.key(1), 24), np.linspace(-1, 1, 24, dtype=np.float32)
     by_pmap = pmap_sampler(euler, devices, out_axes=OUT_AXES)(params(), keys, shift)
-    on_mesh = (mesh_replicate(params(), mesh), *mesh_shard((keys, shift), mesh))
+    on_mesh = (mesh_place(params(), mesh), *mesh_shard((keys, shift), mesh))
     by_mesh = mesh_sampler(euler, mesh, out_axes=OUT_AXES)(*on_mesh)
     assert_same_samples(by_pmap, euler, n, params(), keys, shift)
     assert_same_samples(by_mesh, euler, n, params(), keys, shift)
@@ -270,7 +265,7 @@ def test_a_diffrax_solve_holds_no_collective_and_is_bitwise_the_same():
     devices, mesh = jax.devices()[:2], data_mesh(jax.devices()[:2])
     keys, shift = jax.random.split(jax.random.key(1), 8), jnp.linspace(-1.0, 1.0, 8)
     by_mesh = mesh_sampler(heun, mesh, out_axes=OUT_AXES)
-    on_mesh = (mesh_replicate(params(), mesh), *mesh_shard((keys, shift), mesh))
+    on_mesh = (mesh_place(params(), mesh), *mesh_shard((keys, shift), mesh))
     compiled = by_mesh.lower(*on_mesh).compile()
     assert all_reduces(compiled) == 0
     assert other_collectives(compiled) == []
@@ -293,8 +288,8 @@ def test_samplers_take_params_from_training_and_outputs_of_any_tree():
         return {"x": (x, x[:, 0]), "path": None}
 
     alone = jax.jit(draw)(params(), jax.random.wrap_key_data(keys))
-    by_pmap = pmap_sampler(draw)(mesh_unreplicate(mesh_replicate(start, mesh)).ema, keys)
-    on_mesh = mesh_replicate(unreplicate(replicate(start)).ema, mesh)
+    by_pmap = pmap_sampler(draw)(mesh_fetch(mesh_place(start, mesh)).ema, keys)
+    on_mesh = mesh_place(unreplicate(replicate(start)).ema, mesh)
     by_mesh = mesh_sampler(draw, mesh)(on_mesh, mesh_shard(keys, mesh))
     for drawn in (by_pmap, by_mesh):
         assert jax.tree.structure(drawn) == jax.tree.structure(alone)
@@ -351,47 +346,3 @@ def test_outputs_without_their_sample_axis():
     for sample in (pmap_sampler(draw), mesh_sampler(draw, data_mesh())):
         with pytest.raises(ValueError, match=r"output\.path to have 1 samples along axis 0.*got shape \(5, 1\)"):
             sample(params(), keys)
-
-
-def test_two_processes_train_as_one(one_device, tmp_path):
-    """gloo on the CPU: two processes of two devices, each with its half of the batch, in both back ends."""
-    program = textwrap.dedent("""
-        import sys
-        import jax
-        import numpy as np
-        jax.config.update("jax_num_cpu_devices", 2)
-        jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]), heartbeat_timeout_seconds=10)
-        from dgm_jax.training import parallel
-        from tests import test_parallel as t
-        assert jax.device_count() == 4 and jax.local_device_count() == 2
-        mesh = parallel.data_mesh()
-        stacked, spread = parallel.replicate(t.fresh()), parallel.mesh_replicate(t.fresh(), mesh)
-        by_pmap = parallel.pmap_step(t.loss_fn, t.OPTIMIZER, ema_decay=t.DECAY)
-        by_mesh = parallel.mesh_step(t.loss_fn, t.OPTIMIZER, ema_decay=t.DECAY, mesh=mesh)
-        half = slice(0, 8) if sys.argv[2] == "0" else slice(8, 16)
-        for n in range(10):
-            stacked, _ = by_pmap(stacked, parallel.shard(t.batch(n)[half]))
-            spread, _ = by_mesh(spread, parallel.mesh_shard(t.batch(n)[half], mesh))
-        stacked, spread = parallel.unreplicate(stacked), parallel.mesh_unreplicate(spread)
-        leaves = jax.tree.leaves((stacked.params, spread.params))
-        np.savez(sys.argv[3] + f"/{sys.argv[2]}.npz", *map(np.asarray, leaves))
-    """)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": root}
-    children = [
-        subprocess.Popen([sys.executable, "-c", program, address, str(rank), str(tmp_path)], env=env, cwd=root)
-        for rank in range(2)
-    ]
-    try:
-        assert [child.wait(timeout=120) for child in children] == [0, 0]
-    finally:
-        for child in children:
-            child.kill()
-    state, _ = one_device
-    for rank in range(2):
-        with np.load(tmp_path / f"{rank}.npz") as file:
-            got = [file[name] for name in file.files]
-        assert_close(got, jax.tree.leaves((state.params, state.params)), rtol=1e-6, atol=1e-6)

@@ -1,0 +1,160 @@
+"""mesh: the step of one device, compiled for all of them, with the communication placed by XLA."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+
+from dgm_jax.numerics import is_count, typed_key
+from dgm_jax.training.adversarial import Players, make_adversarial_step
+from dgm_jax.training.parallel.devices import (
+    AXIS,
+    Devices,
+    Sampler,
+    check_divisible,
+    first_shard,
+    on_one_device,
+    restore_axes,
+)
+from dgm_jax.training.parallel.sharded import PARAMETERS, sharded_gradients, spec_of
+from dgm_jax.training.state import TrainState
+from dgm_jax.training.step import Decay, LossFn, Metrics, Step, batch_size, make_step, with_example_keys
+from dgm_jax.typing import Keys
+
+
+def data_mesh(devices: Devices | None = None, *, parameter_shards: int = 1) -> Mesh:
+    """A mesh over `devices`, all of them by default: one axis of data, and a second one where parameters are split.
+
+    Args:
+        parameter_shards: over how many neighbouring devices states are split (see `sharded`). Every device takes its
+            own part of the batch all the same.
+    """
+    row = np.array(jax.devices() if devices is None else devices)
+    if parameter_shards == 1:
+        return Mesh(row, (AXIS,))
+    if not is_count(parameter_shards) or len(row) % parameter_shards:
+        raise ValueError(
+            f"Expected parameter_shards that divide the {len(row)} devices, as each group of so many holds one "
+            f"state; got {parameter_shards=}."
+        )
+    return Mesh(row.reshape(-1, parameter_shards), (AXIS, PARAMETERS))
+
+
+def mesh_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *, ema_decay: Decay, mesh: Mesh) -> Step:
+    """`step(state, batch)` on a state from `mesh_place`, which is donated, and a batch from `mesh_shard`.
+
+    Args:
+        loss_fn: (params, batch, keys) -> scalar or (scalar, metrics); keys `[batch]`, one per example. On a mesh that
+            splits parameters it sees one device's part of the batch at a time, as under `pmap_step`.
+    """
+    if PARAMETERS not in mesh.axis_names:
+        return _on_mesh(make_step(with_example_keys(loss_fn), optimizer, ema_decay=ema_decay), mesh)
+    step = make_step(loss_fn, optimizer, ema_decay=ema_decay, gradients_of=sharded_gradients(mesh))
+
+    def in_place(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
+        state, metrics = step(state, batch)
+        return jax.lax.with_sharding_constraint(state, _as_held(state, mesh)), metrics
+
+    split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    return jax.jit(in_place, in_shardings=(None, split), donate_argnums=0)
+
+
+def mesh_adversarial_step(
+    losses: Players, optimizers: Players, *, critic_steps: int, ema_decay: Decay, mesh: Mesh
+) -> Step:
+    """`make_adversarial_step` as `mesh_step` is `make_step`: both losses receive keys `[batch / critic_steps]`."""
+    if PARAMETERS in mesh.axis_names:
+        raise ValueError(
+            "Expected a mesh of data alone, as each player's loss takes the other's whole parameters; got "
+            f"{dict(mesh.shape)}."
+        )
+    losses = Players(*map(with_example_keys, losses))
+    return _on_mesh(make_adversarial_step(losses, optimizers, critic_steps=critic_steps, ema_decay=ema_decay), mesh)
+
+
+def mesh_place(tree: PyTree, mesh: Mesh) -> PyTree:
+    """A state or parameters as the mesh holds them: a copy on each device, or its shard; shares no buffer with `tree`.
+
+    Every process passes the whole `tree`.
+    """
+
+    def place(leaf: Array | np.ndarray, sharding: NamedSharding) -> Array:
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    # Copied once more, as on a CPU the placed arrays may be views of the caller's memory.
+    return _copy(_keys_as_data(place, tree, _as_held(tree, mesh)))
+
+
+def mesh_fetch(tree: PyTree) -> PyTree:
+    """The whole arrays on the first local device, as they were before `mesh_place`."""
+
+    def whole(leaf: Array) -> Array:
+        if leaf.is_fully_replicated:
+            return leaf
+        return jax.device_put(leaf, NamedSharding(leaf.sharding.mesh, PartitionSpec()))  # type: ignore[union-attr]
+
+    return _copy(jax.tree.map(lambda leaf: first_shard(whole(leaf)), tree))
+
+
+def mesh_shard(batch: PyTree, mesh: Mesh) -> PyTree:
+    """The batch split over the mesh along its leading axis; several processes each pass their own part."""
+    check_divisible(batch_size(batch), mesh.local_mesh.size)
+    split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+    def place(leaf: Array | np.ndarray) -> Array:
+        return jax.make_array_from_process_local_data(split, np.asarray(leaf))
+
+    return _keys_as_data(place, batch)
+
+
+def mesh_sampler(sampler: Sampler, mesh: Mesh, *, out_axes: PyTree = 0) -> Sampler:
+    """As `pmap_sampler`, compiled for the mesh, with params from `mesh_place` and the rest from `mesh_shard`.
+
+    Devices solve on their own here too: XLA's automatic partition of a solve would have them meet at every step.
+    """
+    split, mapped = PartitionSpec(mesh.axis_names), on_one_device(sampler, out_axes)
+
+    def one_device(params: PyTree, args: tuple[Any, ...]) -> PyTree:
+        return jax.tree.map(jnp.atleast_1d, mapped(params, args))
+
+    def sample(params: PyTree, keys: Keys, *rest: Array | np.ndarray) -> PyTree:
+        args = (typed_key(keys), *rest)
+        check_divisible(batch_size(args), mesh.size)
+        # The check of varying axes refuses the loops of diffrax.
+        spread = jax.shard_map(
+            one_device, mesh=mesh, in_specs=(PartitionSpec(), split), out_specs=split, check_vma=False
+        )
+        return restore_axes(spread(params, args), out_axes)
+
+    return jax.jit(sample)
+
+
+def _on_mesh(step: Step, mesh: Mesh) -> Step:
+    everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
+    return jax.jit(step, in_shardings=(everywhere, split), out_shardings=everywhere, donate_argnums=0)
+
+
+def _as_held(tree: PyTree, mesh: Mesh) -> PyTree:
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, spec_of(leaf, mesh)), tree)
+
+
+def _keys_as_data(place: Callable[..., Array], tree: PyTree, *rest: PyTree) -> PyTree:
+    """`place` mapped over the leaves, to which typed keys are shown as the integers that they are."""
+
+    def placed(leaf: Array | np.ndarray, *others: Any) -> Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(leaf), *others), impl=jax.random.key_impl(leaf))
+        return place(leaf, *others)
+
+    return jax.tree.map(placed, tree, *rest)
+
+
+@jax.jit
+def _copy(tree: PyTree) -> PyTree:
+    return jax.tree.map(jnp.copy, tree)
