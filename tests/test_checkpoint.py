@@ -1,6 +1,7 @@
 import gc
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -226,5 +227,25 @@ def test_a_killed_run_leaves_its_last_whole_checkpoint(tmp_path):
     state = {f"w{i}": np.full((256, 256), i, np.float32) for i in range(20)}
     with Checkpoints(tmp_path) as checkpoints:
         leaves_equal(checkpoints.restore(like=state)[0], state)
+        checkpoints.save(2, state)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_a_full_disk(tmp_path):
+    """No file may grow beyond 100 kB, as a stand-in: the save fails by our error, and the last whole one is kept."""
+    state = {"w": np.random.default_rng(0).normal(size=300_000).astype(np.float32)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+        checkpoints.wait()
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+            checkpoints.save(2, state)
+            with pytest.raises(OSError, match=r"Expected room and permission .*too large.*whole checkpoints: \[1\]"):
+                checkpoints.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with Checkpoints(tmp_path) as checkpoints:  # what was begun is cleared away, and the next save succeeds
+        np.testing.assert_array_equal(checkpoints.restore(like=state)[0]["w"], state["w"])
         checkpoints.save(2, state)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]

@@ -21,6 +21,7 @@ from dgm_jax.training.parallel import (
     pmap_step,
     replicate,
     shard,
+    unreplicate,
 )
 
 BATCH, WIDTH = 16, 64
@@ -186,7 +187,18 @@ class Batches:
 
 
 def test_a_run_goes_on_with_other_shards(one_device, tmp_path):
-    """Saved from one mesh and restored onto others: the last state is that of one device."""
+    """Saved from pmap and from one mesh and restored onto others: the last state is that of one device."""
+    by_pmap = pmap_step(loss_fn, OPTIMIZER, ema_decay=0.9)
+    with Checkpoints(tmp_path) as checkpoints:
+        train(
+            lambda state, batch: by_pmap(state, shard(batch)),
+            fresh(),
+            Batches(),
+            steps=3,
+            checkpoints=checkpoints,
+            place=replicate,
+            fetch=unreplicate,
+        )
     for steps, mesh in ((7, data_mesh(parameter_shards=4)), (13, data_mesh()), (20, data_mesh(parameter_shards=8))):
         compiled = mesh_step(loss_fn, OPTIMIZER, ema_decay=0.9, mesh=mesh)
 

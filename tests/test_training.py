@@ -1,3 +1,8 @@
+import os
+import re
+import signal
+import threading
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -5,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from dgm_jax.training import Checkpoints, ema_warmup, init_state, make_step, train, with_example_keys
+from dgm_jax.training import Checkpoints, Preempted, ema_warmup, init_state, make_step, train, with_example_keys
 
 PARAMS = {"w": np.array([1.0, -2.0], np.float32), "b": np.array(0.5, np.float32)}
 
@@ -170,7 +175,11 @@ def test_loop_stops_at_nan_and_keeps_the_last_good_checkpoint(tmp_path):
     step = jax.jit(make_step(loss, optax.sgd(0.01), ema_decay=0.9), donate_argnums=0)
     state = init_state(PARAMS, optax.sgd(0.01), jax.random.key(0))
     with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(FloatingPointError, match=r"loss=nan after step 9 \(the checkpoint of step 6 is kept\)"):
+        key = re.escape(str(jax.random.key_data(jax.random.fold_in(jax.random.key(0), 8)).tolist()))
+        what = (
+            rf"loss=nan, NaN or inf in params\['w'\] and 0 other leaves, after step 9, whose key is {key} \(the check"
+        )
+        with pytest.raises(FloatingPointError, match=what + r"point of step 6 is kept\)"):
             train(step, state, poisoned(), steps=50, checkpoints=checkpoints, save_every=3, log_every=50)
         good, _ = checkpoints.restore(like=init_state(PARAMS, optax.sgd(0.01), jax.random.key(0)))
     assert good.step == 6
@@ -186,9 +195,75 @@ def test_loop_does_not_save_parameters_that_just_became_nan(tmp_path):
     state = init_state(jnp.float32(0), optax.sgd(0.1), jax.random.key(0))
     step = make_step(loss, optax.sgd(0.1), ema_decay=0.9)
     with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(FloatingPointError, match="parameters with NaN or inf after step 1"):
+        with pytest.raises(
+            FloatingPointError,
+            match=r"loss=0.0, NaN or inf in params and 0 other leaves, after step 1, .*no checkpoint was saved",
+        ):
             train(step, state, batches(), steps=5, checkpoints=checkpoints, save_every=1)
         assert checkpoints.latest() is None
+
+
+def test_updates_that_are_not_finite_can_be_skipped(tmp_path):
+    """One poisoned batch of ten: as if it had not been there, but for the number of steps."""
+
+    def loss(params, batch, key):
+        return jnp.mean((params - batch) ** 2)
+
+    clean = [np.full(4, n, np.float32) for n in range(9)]
+    optimizer = optax.apply_if_finite(optax.sgd(0.1, momentum=0.9), max_consecutive_errors=3)
+    step, plain = (jax.jit(make_step(loss, o, ema_decay=0.5)) for o in (optimizer, optax.sgd(0.1, momentum=0.9)))
+    whole = train(
+        plain, init_state(jnp.float32(0), optax.sgd(0.1, momentum=0.9), jax.random.key(0)), iter(clean), steps=9
+    )
+    poisoned, logged = [*clean[:4], np.full(4, np.nan, np.float32), *clean[4:]], []
+    with Checkpoints(tmp_path) as checkpoints:
+        state = train(
+            step,
+            init_state(jnp.float32(0), optimizer, jax.random.key(0)),
+            iter(poisoned),
+            steps=10,
+            checkpoints=checkpoints,
+            save_every=5,
+            log_every=1,
+            on_metrics=lambda made, metrics: logged.append(float(metrics["loss"])),
+        )
+        assert checkpoints.latest() == 10
+    assert state.params == whole.params
+    assert np.isnan(logged).tolist() == [n == 4 for n in range(10)]
+
+
+def test_sigterm_between_two_steps_saves_and_stops(tmp_path):
+    """The exception is an exit of status 75; the handler that was there before is back."""
+
+    def at_seven(state, batch):
+        if int(state.step) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(state, batch)
+
+    step = jax.jit(make_step(line_loss, optax.sgd(0.1), ema_decay=0.9))
+    state, before = init_state(PARAMS, optax.sgd(0.1), jax.random.key(0)), signal.getsignal(signal.SIGTERM)
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(Preempted, match="step 7 is saved") as stopped:
+            train(at_seven, state, grain_batches(), steps=20, checkpoints=checkpoints)
+        assert (stopped.value.code, stopped.value.step, checkpoints.latest()) == (75, 7, 7)
+        assert signal.getsignal(signal.SIGTERM) is before
+        resumed = train(step, state, grain_batches(), steps=20, checkpoints=checkpoints)
+    leaves_equal(resumed, train(step, state, grain_batches(), steps=20))
+
+
+def test_a_thread_trains_too(tmp_path):
+    """Python lets the main thread alone handle signals."""
+    step, done = make_step(line_loss, optax.sgd(0.1), ema_decay=0.9), []
+
+    def run():
+        with Checkpoints(tmp_path) as checkpoints:
+            state = init_state(PARAMS, optax.sgd(0.1), jax.random.key(0))
+            done.append(train(step, state, grain_batches(), steps=2, checkpoints=checkpoints))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert done[0].step == 2
 
 
 def grain_batches():

@@ -12,6 +12,8 @@ generator in the header.
 
 import base64
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
 
     def save(self, step: int, state: PyTree, data_state: Any = None) -> None:
         """Copy `state` to the host and write it in the background; `state` may be donated as soon as this returns.
@@ -59,6 +62,7 @@ class Checkpoints:
 
         Raises:
             ValueError: there is a checkpoint of this or a later step; nothing is ever written over.
+            OSError: the save before this one failed.
         """
         import orbax.checkpoint as ocp
 
@@ -75,15 +79,31 @@ class Checkpoints:
         }
         stored = {path: _on_host(leaf) for path, leaf in leaves.items() if leaf.size}
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(stored), meta=ocp.args.JsonSave(header))
-        self._manager.save(step, args=items, force=True)
+        with self._writing():  # also of what the writer of the step before met
+            self._manager.save(step, args=items, force=True)
 
     def latest(self) -> int | None:
         """The newest step saved or being saved, or `None`."""
         return self._manager.latest_step()
 
     def wait(self) -> None:
-        """Return once everything is on disk; an error of the background writer is raised here."""
-        self._manager.wait_until_finished()
+        """Return once everything is on disk.
+
+        Raises:
+            OSError: the writer failed, say on a full disk. The checkpoints before are whole.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of many kinds, which name files of the writer's own
+            raise OSError(
+                f"Expected room and permission to write in {self.directory}, as a checkpoint is saved there; got "
+                f"{type(error).__name__}: {error} (whole checkpoints: {saved_steps(self.directory)})."
+            ) from error
 
     def restore(self, step: int | None = None, *, like: PyTree) -> tuple[PyTree, Any]:
         """The state of `step`, or of the newest, with the structure and placement of `like`, and the data state.

@@ -5,14 +5,15 @@ device only where metrics are read or a checkpoint is written; between those, st
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from dgm_jax.training.checkpoint import Checkpoints
+from dgm_jax.training.finiteness import check_finite
+from dgm_jax.training.preemption import Preempted, watch_for_preemption
 from dgm_jax.training.state import TrainState
 from dgm_jax.training.step import Step
 
@@ -32,6 +33,8 @@ def train(
 ) -> TrainState:
     """Train until `state.step == steps`, from the newest checkpoint where there is one.
 
+    With `checkpoints`, SIGTERM ends the run between two steps, on every host at the same one: that step is saved.
+
     Args:
         step: compiled; may donate its state, so the `state` passed here is used up unless `place` copies it.
         batches: one batch per step. With `get_state` and `set_state` (grain's iterators have them) its position is
@@ -46,6 +49,7 @@ def train(
         The last state, a single one whatever `place` did.
 
     Raises:
+        Preempted: SIGTERM was received and the step is saved; it is a SystemExit of status 75.
         FloatingPointError: the loss or the parameters are no longer finite; nothing is saved from then on.
     """
     if min(log_every, save_every) < 1:
@@ -57,28 +61,41 @@ def train(
     if start >= steps:
         return state
     current = place(state)
-    for made in range(start + 1, steps + 1):
-        try:
-            batch = next(batches)
-        except StopIteration:
-            raise ValueError(f"Expected one batch per step, as {steps=}; batches ended after {made - 1}.") from None
-        current, metrics = step(current, batch)
-        log = made % log_every == 0 or made == steps
-        saver = checkpoints if made % save_every == 0 or made == steps else None
-        if log or saver is not None:
-            values = {name: np.asarray(value)[()] for name, value in fetch(metrics).items()}
-            if log and on_metrics is not None:
-                on_metrics(made, values)
-            _check_finite(np.isfinite(values["loss"]), f"loss={values['loss']}", made, checkpoints)
-        if saver is not None:
-            state = fetch(current)
-            finite = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.params))
-            _check_finite(finite, "parameters with NaN or inf", made, checkpoints)
-            position = getattr(batches, "get_state", lambda: None)
-            saver.save(made, state, position())
+    with nullcontext(_never) if checkpoints is None else watch_for_preemption() as preempted:
+        for made in range(start + 1, steps + 1):
+            current, metrics = step(current, _next(batches, made, steps))
+            last, stop = made == steps, preempted(made)
+            log = made % log_every == 0 or last
+            saver = checkpoints if made % save_every == 0 or last or stop else None
+            if log or saver is not None:
+                values = {name: np.asarray(value)[()] for name, value in fetch(metrics).items()}
+                if log and on_metrics is not None:
+                    on_metrics(made, values)
+                if saver is not None or not np.isfinite(values["loss"]):
+                    state = fetch(current)
+                    check_finite(
+                        state, float(values["loss"]), made, None if checkpoints is None else checkpoints.latest()
+                    )
+            if saver is not None:
+                position = getattr(batches, "get_state", lambda: None)
+                saver.save(made, state, position())
+            if stop and not last and saver is not None:
+                saver.wait()
+                raise Preempted(made)
     if checkpoints is not None:
         checkpoints.wait()
     return fetch(current)
+
+
+def _never(step: int) -> bool:
+    return False
+
+
+def _next(batches: Iterator[PyTree], made: int, steps: int) -> PyTree:
+    try:
+        return next(batches)
+    except StopIteration:
+        raise ValueError(f"Expected one batch per step, as {steps=}; batches ended after {made - 1}.") from None
 
 
 def _resume(state: TrainState, batches: Iterator[PyTree], checkpoints: Checkpoints | None) -> TrainState:
@@ -94,13 +111,3 @@ def _resume(state: TrainState, batches: Iterator[PyTree], checkpoints: Checkpoin
             )
         set_state(data_state)
     return state
-
-
-def _check_finite(finite: Any, found: str, made: int, checkpoints: Checkpoints | None) -> None:
-    if not finite:
-        latest = None if checkpoints is None else checkpoints.latest()
-        kept = "no checkpoint was saved" if latest is None else f"the checkpoint of step {latest} is kept"
-        raise FloatingPointError(
-            f"Expected a finite loss and parameters, as training cannot recover from NaN or inf; got {found} after "
-            f"step {made} ({kept})."
-        )
