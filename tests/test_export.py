@@ -18,7 +18,7 @@ from dgm_jax.samplers import sample_sde
 SAMPLERS = [
     name
     for name in CASES
-    if not any(word in name for word in ("loss", "likelihood", "bound", "error", "kl", "quanti", "precondition"))
+    if not any(word in name for word in ("loss", "likelihood", "bound", "error", "kl", "quanti", "precondition", "sizes"))
 ]
 
 

@@ -228,7 +228,7 @@ def test_updates_that_are_not_finite_can_be_skipped(tmp_path):
             on_metrics=lambda made, metrics: logged.append(float(metrics["loss"])),
         )
         assert checkpoints.latest() == 10
-    assert state.params == whole.params
+    np.testing.assert_allclose(state.params, whole.params, rtol=1e-6)  # another program may round otherwise
     assert np.isnan(logged).tolist() == [n == 4 for n in range(10)]
 
 
