@@ -1,6 +1,7 @@
 """NaN and inf in training: found, named, and stopped at, or skipped where the optimiser does."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import PyTree
@@ -28,7 +29,7 @@ def check_finite(state: TrainState, loss: float, made: int, latest: int | None) 
     bad = [
         jax.tree_util.keystr(path)
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
-        if not np.isfinite(leaf).all()
+        if not jnp.isfinite(leaf).all()
     ]
     bad_loss = not (np.isfinite(loss) or skips_updates(state))
     if not bad and not bad_loss:
