@@ -15,11 +15,8 @@ from dgm_jax.parameterizations import as_denoiser
 from dgm_jax.processes import uniform, variance_preserving
 from dgm_jax.samplers import sample_sde
 
-SAMPLERS = [
-    name
-    for name in CASES
-    if not any(word in name for word in ("loss", "likelihood", "bound", "error", "kl", "quanti", "precondition", "sizes"))
-]
+OTHERS = ("loss", "likelihood", "bound", "error", "kl", "quanti", "precondition", "sizes")
+SAMPLERS = [name for name in CASES if not any(word in name for word in OTHERS)]
 
 
 def from_bytes(function, *args):
