@@ -241,7 +241,9 @@ def test_a_full_disk(tmp_path):
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
             checkpoints.save(2, state)
-            with pytest.raises(OSError, match=r"Expected room and permission .*too large.*whole checkpoints: \[1\]"):
+            with pytest.raises(
+                OSError, match=r"Expected to write a checkpoint to .*too large.*whole checkpoints: \[1\]"
+            ):
                 checkpoints.wait()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -249,3 +251,24 @@ def test_a_full_disk(tmp_path):
         np.testing.assert_array_equal(checkpoints.restore(like=state)[0]["w"], state["w"])
         checkpoints.save(2, state)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_an_error_of_the_body_is_not_replaced_by_one_of_the_writer(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+
+    def fail():
+        raise RuntimeError("no room")
+
+    close = checkpoints._manager.close
+    monkeypatch.setattr(checkpoints._manager, "close", fail)
+    with pytest.raises(FloatingPointError, match="the body") as raised, checkpoints:
+        raise FloatingPointError("the body")
+    assert "no room" in raised.value.__notes__[0]
+    with pytest.raises(OSError, match=r"Expected to write a checkpoint to .*no room"), checkpoints:
+        pass
+    close()
+
+
+def test_a_position_that_json_cannot_hold(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="Expected data_state of bytes or JSON"):
+        checkpoints.save(1, {"w": np.zeros(2)}, data_state=object())

@@ -56,7 +56,10 @@ def uninterrupted(request, tmp_path_factory):
 
 def wait_for_step(folder, step, children):
     while max(steps_made(folder), default=0) < step:
-        assert all(child.poll() is None for child in children), (folder / "errors-0").read_text()[-3000:]
+        if any(child.poll() is not None for child in children):
+            for child in children:
+                child.kill()
+            raise AssertionError((folder / "errors-0").read_text()[-3000:])
         time.sleep(0.01)
 
 

@@ -86,6 +86,27 @@ def test_split_parameters_train_as_one_device_does(one_device, mesh):
     assert float(jnp.abs(mesh_fetch(state).params["middle"] - params()["middle"]).max()) > 0.05  # it did train
 
 
+def test_an_optimiser_that_is_not_elementwise_is_right_too():
+    """Adafactor factors second moments over rows and columns, which are split."""
+    optimizer, mesh = optax.adafactor(1e-2, min_dim_size_to_factor=8), data_mesh(parameter_shards=4)
+    alone = init_state(params(), optimizer, jax.random.key(4))
+    state, step = mesh_place(alone, mesh), mesh_step(loss_fn, optimizer, ema_decay=0.9, mesh=mesh)
+    one_step = jax.jit(make_step(with_example_keys(loss_fn), optimizer, ema_decay=0.9))
+    for n in range(3):
+        state, _ = step(state, mesh_shard(batch(n), mesh))
+        alone, _ = one_step(alone, batch(n))
+    assert_close(mesh_fetch(state).params, alone.params, rtol=1e-5, atol=1e-5)
+
+
+def test_placing_and_fetching_numbers_and_numpy():
+    mesh = data_mesh(parameter_shards=2)
+    found = mesh_fetch(mesh_place({"a": 1.5, "b": np.arange(3), "c": np.zeros((0, 2), np.float32)}, mesh))
+    assert float(found["a"]) == 1.5
+    np.testing.assert_array_equal(found["b"], np.arange(3))
+    assert found["c"].shape == (0, 2)
+    np.testing.assert_array_equal(mesh_fetch(np.arange(3)), np.arange(3))
+
+
 def test_each_device_holds_its_shard_alone(mesh):
     """Parameters, average and both moments; what does not divide, and small leaves, are copies."""
     shards = mesh.shape.get("parameters", 1)

@@ -2,6 +2,7 @@ import os
 import re
 import signal
 import threading
+from contextlib import nullcontext
 
 import chex
 import jax
@@ -176,10 +177,10 @@ def test_loop_stops_at_nan_and_keeps_the_last_good_checkpoint(tmp_path):
     state = init_state(PARAMS, optax.sgd(0.01), jax.random.key(0))
     with Checkpoints(tmp_path) as checkpoints:
         key = re.escape(str(jax.random.key_data(jax.random.fold_in(jax.random.key(0), 8)).tolist()))
-        what = (
-            rf"loss=nan, NaN or inf in params\['w'\] and 0 other leaves, after step 9, whose key is {key} \(the check"
-        )
-        with pytest.raises(FloatingPointError, match=what + r"point of step 6 is kept\)"):
+        first = r"loss=nan and 1 leaves with NaN or inf, the first params\['w'\], after step 9"
+        with pytest.raises(
+            FloatingPointError, match=rf"{first}, whose key is {key} \(the checkpoint of step 6 is kept"
+        ):
             train(step, state, poisoned(), steps=50, checkpoints=checkpoints, save_every=3, log_every=50)
         good, _ = checkpoints.restore(like=init_state(PARAMS, optax.sgd(0.01), jax.random.key(0)))
     assert good.step == 6
@@ -197,7 +198,7 @@ def test_loop_does_not_save_parameters_that_just_became_nan(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(
             FloatingPointError,
-            match=r"loss=0.0, NaN or inf in params and 0 other leaves, after step 1, .*no checkpoint was saved",
+            match=r"loss=0.0 and 1 leaves with NaN or inf, the first params, after step 1, .*no checkpoint was saved",
         ):
             train(step, state, batches(), steps=5, checkpoints=checkpoints, save_every=1)
         assert checkpoints.latest() is None
@@ -249,6 +250,34 @@ def test_sigterm_between_two_steps_saves_and_stops(tmp_path):
         assert signal.getsignal(signal.SIGTERM) is before
         resumed = train(step, state, grain_batches(), steps=20, checkpoints=checkpoints)
     leaves_equal(resumed, train(step, state, grain_batches(), steps=20))
+
+
+@pytest.mark.parametrize("moment", ["in the last step", "after the last step"])
+def test_sigterm_at_the_end_is_not_lost(tmp_path, moment):
+    """In the last step it is as at any other; after it, the handler that was there before receives the signal."""
+
+    def at_the_end(state, batch):
+        if int(state.step) == 4 and moment == "in the last step":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(state, batch)
+
+    def fetch(state):  # before the last save
+        if moment == "after the last step" and int(getattr(state, "step", 0)) == 5 and not received:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return state
+
+    step, received = jax.jit(make_step(line_loss, optax.sgd(0.1), ema_decay=0.9)), []
+    state, before = init_state(PARAMS, optax.sgd(0.1), jax.random.key(0)), signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda *_: received.append(True))
+    try:
+        with Checkpoints(tmp_path) as checkpoints:
+            expected = pytest.raises(Preempted) if moment == "in the last step" else nullcontext()
+            with expected:
+                train(at_the_end, state, grain_batches(), steps=5, checkpoints=checkpoints, fetch=fetch)
+            assert checkpoints.latest() == 5
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == ([] if moment == "in the last step" else [True])
 
 
 def test_a_thread_trains_too(tmp_path):

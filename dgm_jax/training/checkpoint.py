@@ -49,9 +49,14 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        with self._writing():
-            self._manager.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            with self._writing():
+                self._manager.close()
+        except OSError as failed:
+            if error is None:
+                raise
+            error.add_note(str(failed))  # in place of which the caller would no longer see the first one
 
     def save(self, step: int, state: PyTree, data_state: Any = None) -> None:
         """Copy `state` to the host and write it in the background; `state` may be donated as soon as this returns.
@@ -77,6 +82,12 @@ class Checkpoints:
             if isinstance(data_state, bytes)
             else {"json": data_state},
         }
+        try:
+            json.dumps(header)
+        except TypeError as error:
+            raise ValueError(
+                f"Expected data_state of bytes or JSON, as it is stored so; got {data_state!r}."
+            ) from error
         stored = {path: _on_host(leaf) for path, leaf in leaves.items() if leaf.size}
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(stored), meta=ocp.args.JsonSave(header))
         with self._writing():  # also of what the writer of the step before met
@@ -101,7 +112,7 @@ class Checkpoints:
             yield
         except Exception as error:  # of many kinds, which name files of the writer's own
             raise OSError(
-                f"Expected room and permission to write in {self.directory}, as a checkpoint is saved there; got "
+                f"Expected to write a checkpoint to {self.directory}, as runs resume from it; got "
                 f"{type(error).__name__}: {error} (whole checkpoints: {saved_steps(self.directory)})."
             ) from error
 
@@ -110,6 +121,7 @@ class Checkpoints:
 
         Raises:
             FileNotFoundError: no such checkpoint.
+            OSError: a save under way failed.
             ValueError: it is unreadable, foreign, or its leaves differ from those of `like`.
         """
         self.wait()

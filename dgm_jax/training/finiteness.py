@@ -21,7 +21,8 @@ def skips_updates(state: TrainState) -> bool:
 def check_finite(state: TrainState, loss: float, made: int, latest: int | None) -> None:
     """Raise `FloatingPointError` where the loss or a parameter after step `made` is not finite.
 
-    The message says the step's key, from which its noise can be drawn again, and the first leaf that is not finite.
+    The message says the key of this step, from which its noise can be drawn again, and the first leaf that is not
+    finite. NaN may have arisen earlier: since the step that was looked at before.
 
     Args:
         latest: the step of the checkpoint that is kept, if there is one.
@@ -34,7 +35,7 @@ def check_finite(state: TrainState, loss: float, made: int, latest: int | None) 
     bad_loss = not (np.isfinite(loss) or skips_updates(state))
     if not bad and not bad_loss:
         return
-    found = f"loss={loss}" if not bad else f"loss={loss}, NaN or inf in params{bad[0]} and {len(bad) - 1} other leaves,"
+    found = f"loss={loss}" + (f" and {len(bad)} leaves with NaN or inf, the first params{bad[0]}," if bad else "")
     key = jax.random.key_data(jax.random.fold_in(state.key, made - 1)).tolist()
     kept = "no checkpoint was saved" if latest is None else f"the checkpoint of step {latest} is kept"
     raise FloatingPointError(

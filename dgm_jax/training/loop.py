@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from dgm_jax.training.checkpoint import Checkpoints
 from dgm_jax.training.finiteness import check_finite
-from dgm_jax.training.preemption import Preempted, watch_for_preemption
+from dgm_jax.training.preemption import Preempted, never, watch_for_preemption
 from dgm_jax.training.state import TrainState
 from dgm_jax.training.step import Step
 
@@ -33,7 +33,8 @@ def train(
 ) -> TrainState:
     """Train until `state.step == steps`, from the newest checkpoint where there is one.
 
-    With `checkpoints`, SIGTERM ends the run between two steps, on every host at the same one: that step is saved.
+    With `checkpoints`, SIGTERM ends the run between two steps, on every host at the same one: that step is saved (see
+    `preemption`).
 
     Args:
         step: compiled; may donate its state, so the `state` passed here is used up unless `place` copies it.
@@ -61,10 +62,10 @@ def train(
     if start >= steps:
         return state
     current = place(state)
-    with nullcontext(_never) if checkpoints is None else watch_for_preemption() as preempted:
+    with nullcontext(never) if checkpoints is None else watch_for_preemption() as preempted:
         for made in range(start + 1, steps + 1):
             current, metrics = step(current, _next(batches, made, steps))
-            last, stop = made == steps, preempted(made)
+            last, stop = made == steps, preempted()
             log = made % log_every == 0 or last
             saver = checkpoints if made % save_every == 0 or last or stop else None
             if log or saver is not None:
@@ -79,16 +80,12 @@ def train(
             if saver is not None:
                 position = getattr(batches, "get_state", lambda: None)
                 saver.save(made, state, position())
-            if stop and not last and saver is not None:
-                saver.wait()
-                raise Preempted(made)
+                if stop:
+                    saver.wait()
+                    raise Preempted(made)
     if checkpoints is not None:
         checkpoints.wait()
     return fetch(current)
-
-
-def _never(step: int) -> bool:
-    return False
 
 
 def _next(batches: Iterator[PyTree], made: int, steps: int) -> PyTree:

@@ -1,9 +1,11 @@
 """SIGTERM, which clusters send before they take a machine away: seen between steps, by all hosts at the same one.
 
-With several processes `jax.distributed` receives the signal on any host and names a step that none has passed. A single
-process catches it by itself.
+With several processes `jax.distributed` receives the signal on any host and names a step that none has passed, within
+seconds. A single process catches it by itself, in place of any other handler, and only in its main thread, where Python
+delivers signals.
 """
 
+import itertools
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +15,8 @@ import jax
 from jax.experimental import multihost_utils
 
 STATUS = 75  # EX_TEMPFAIL of sysexits.h: started again, the same command goes on
+# The service names a point of this count. It rises over all runs of a process, as the service answers but once.
+_asked = itertools.count(1)
 
 
 class Preempted(SystemExit):
@@ -26,18 +30,36 @@ class Preempted(SystemExit):
         return f"SIGTERM was received: step {self.step} is saved, and the same command continues from it"
 
 
+def never() -> bool:
+    """No preemption."""
+    return False
+
+
 @contextmanager
-def watch_for_preemption() -> Iterator[Callable[[int], bool]]:
-    """`reached(step)`, asked after every step: whether to save this one and stop. Other handlers return at the end."""
+def watch_for_preemption() -> Iterator[Callable[[], bool]]:
+    """`preempted()`, asked after every step: whether to save this one and stop.
+
+    Without `jax_enable_preemption_service`, and outside the main thread, nothing is watched. The handler that was there
+    before returns at the end, and receives a signal that came too late to be asked for.
+    """
     if jax.distributed.is_initialized():
-        yield multihost_utils.reached_preemption_sync_point
+        served = getattr(jax.config, "jax_enable_preemption_service", True)
+        yield (lambda: multihost_utils.reached_preemption_sync_point(next(_asked))) if served else never
         return
-    if threading.current_thread() is not threading.main_thread():  # where Python delivers no signals
-        yield lambda step: False
+    if threading.current_thread() is not threading.main_thread():
+        yield never
         return
-    received = threading.Event()
+    received, answered = threading.Event(), threading.Event()
+
+    def preempted() -> bool:
+        if received.is_set():
+            answered.set()
+        return received.is_set()
+
     before = signal.signal(signal.SIGTERM, lambda *_: received.set())
     try:
-        yield lambda step: received.is_set()
+        yield preempted
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    if received.is_set() and not answered.is_set():
+        signal.raise_signal(signal.SIGTERM)

@@ -8,7 +8,9 @@ averaged. The right choice for adaptive solvers, whose number of steps differs b
     sampler = pmap_sampler(lambda params, keys: sample(params, keys).x)
     samples = sampler(unreplicate(state).ema, jax.random.split(key, 64))
 
-**mesh** compiles the single-device step once for the whole mesh and lets XLA place the communication:
+**mesh** compiles the single-device step once for the whole mesh and lets XLA place the communication. With
+`data_mesh(parameter_shards=n)` parameters, their average and the optimiser's state are split over n devices (see
+`sharded`):
 
     mesh = data_mesh()
     step = mesh_step(loss_fn, optimizer, ema_decay=0.999, mesh=mesh)

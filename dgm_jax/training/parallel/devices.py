@@ -47,7 +47,7 @@ def on_one_device(sampler: Sampler, out_axes: PyTree) -> Callable[[PyTree, tuple
 
 
 def restore_axes(out: PyTree, out_axes: PyTree) -> PyTree:
-    """The sample axes back where `one_device` found them."""
+    """The sample axes back where `on_one_device` found them."""
 
     def restore(leaf: Array, axis: int) -> Array:
         return jnp.moveaxis(leaf, 0, axis) if leaf.ndim > 1 else leaf

@@ -1,4 +1,7 @@
-"""mesh: the step of one device, compiled for all of them, with the communication placed by XLA."""
+"""mesh: the step of one device, compiled for all of them.
+
+XLA places the communication where each device has a whole state; `sharded` does where states are split.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
@@ -35,22 +39,25 @@ def data_mesh(devices: Devices | None = None, *, parameter_shards: int = 1) -> M
             own part of the batch all the same.
     """
     row = np.array(jax.devices() if devices is None else devices)
-    if parameter_shards == 1:
-        return Mesh(row, (AXIS,))
     if not is_count(parameter_shards) or len(row) % parameter_shards:
         raise ValueError(
             f"Expected parameter_shards that divide the {len(row)} devices, as each group of so many holds one "
             f"state; got {parameter_shards=}."
         )
+    if parameter_shards == 1:
+        return Mesh(row, (AXIS,))
     return Mesh(row.reshape(-1, parameter_shards), (AXIS, PARAMETERS))
 
 
 def mesh_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *, ema_decay: Decay, mesh: Mesh) -> Step:
     """`step(state, batch)` on a state from `mesh_place`, which is donated, and a batch from `mesh_shard`.
 
+    A state that another mesh holds is refused by JAX.
+
     Args:
         loss_fn: (params, batch, keys) -> scalar or (scalar, metrics); keys `[batch]`, one per example. On a mesh that
-            splits parameters it sees one device's part of the batch at a time, as under `pmap_step`.
+            splits parameters it sees one device's part of the batch at a time, as under `pmap_step`, and the scalar
+            metrics are averaged.
     """
     if PARAMETERS not in mesh.axis_names:
         return _on_mesh(make_step(with_example_keys(loss_fn), optimizer, ema_decay=ema_decay), mesh)
@@ -87,19 +94,27 @@ def mesh_place(tree: PyTree, mesh: Mesh) -> PyTree:
         whole = np.asarray(leaf)
         return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
+    tree = jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf), tree)
     # Copied once more, as on a CPU the placed arrays may be views of the caller's memory.
     return _copy(_keys_as_data(place, tree, _as_held(tree, mesh)))
 
 
 def mesh_fetch(tree: PyTree) -> PyTree:
-    """The whole arrays on the first local device, as they were before `mesh_place`."""
+    """The whole arrays, as they were before `mesh_place`: on the first local device, or on the host if they were split.
 
-    def whole(leaf: Array) -> Array:
-        if leaf.is_fully_replicated:
-            return leaf
-        return jax.device_put(leaf, NamedSharding(leaf.sharding.mesh, PartitionSpec()))  # type: ignore[union-attr]
+    Split arrays are gathered one at a time, so that no device ever holds a whole state.
+    """
 
-    return _copy(jax.tree.map(lambda leaf: first_shard(whole(leaf)), tree))
+    def whole(leaf: Array | np.ndarray) -> Array | np.ndarray:
+        if getattr(leaf, "is_fully_addressable", True):
+            return np.asarray(leaf)
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    leaves, structure = jax.tree.flatten(tree)
+    split = [not getattr(leaf, "is_fully_replicated", False) for leaf in leaves]
+    copies = iter(_copy([first_shard(leaf) for leaf, is_split in zip(leaves, split, strict=True) if not is_split]))
+    found = [whole(leaf) if is_split else next(copies) for leaf, is_split in zip(leaves, split, strict=True)]
+    return jax.tree.unflatten(structure, found)
 
 
 def mesh_shard(batch: PyTree, mesh: Mesh) -> PyTree:
