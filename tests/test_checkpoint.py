@@ -272,3 +272,23 @@ def test_an_error_of_the_body_is_not_replaced_by_one_of_the_writer(tmp_path, mon
 def test_a_position_that_json_cannot_hold(tmp_path):
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="Expected data_state of bytes or JSON"):
         checkpoints.save(1, {"w": np.zeros(2)}, data_state=object())
+
+
+def test_a_kill_while_old_checkpoints_are_deleted(tmp_path, monkeypatch):
+    """They are moved away first, whole: what a killed process leaves of them is deleted by the next, not refused."""
+    state = {"w": np.zeros(2)}
+
+    def killed(directory, **_):
+        for path in directory.rglob("metadata"):
+            path.unlink()
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, state)
+    assert saved_steps(tmp_path) == [3]
+    assert list((tmp_path / "deleted").iterdir())
+    monkeypatch.undo()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]

@@ -12,6 +12,7 @@ generator in the header.
 
 import base64
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 FORMAT = "dgm_jax checkpoint 1"
+# Old checkpoints are moved here and deleted here: a run that is killed meanwhile leaves none of them half.
+DELETED = "deleted"
 
 
 class Checkpoints:
@@ -43,8 +46,9 @@ class Checkpoints:
             raise ValueError(f"Expected a directory, as checkpoints are folders; got the file {self.directory}.")
         for step in saved_steps(self.directory):
             _read_header(self.directory / str(step))
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, todelete_subdir=DELETED)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._delete()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -53,6 +57,7 @@ class Checkpoints:
         try:
             with self._writing():
                 self._manager.close()
+                self._delete()
         except OSError as failed:
             if error is None:
                 raise
@@ -90,7 +95,8 @@ class Checkpoints:
             ) from error
         stored = {path: _on_host(leaf) for path, leaf in leaves.items() if leaf.size}
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(stored), meta=ocp.args.JsonSave(header))
-        with self._writing():  # also of what the writer of the step before met
+        self.wait()  # as orbax does, and raises here what the writer of the step before met
+        with self._writing():
             self._manager.save(step, args=items, force=True)
 
     def latest(self) -> int | None:
@@ -105,6 +111,12 @@ class Checkpoints:
         """
         with self._writing():
             self._manager.wait_until_finished()
+            self._delete()
+
+    def _delete(self) -> None:
+        """Delete what orbax moved aside; to be called while it moves nothing there."""
+        if jax.process_index() == 0:
+            shutil.rmtree(self.directory / DELETED, ignore_errors=True)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
