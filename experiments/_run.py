@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import jax
 
 Config = TypeVar("Config")
-NOT_SCIENCE = ("run_dir", "fresh")  # where a run is kept changes nothing in it
+NOT_SCIENCE = ("run_dir", "fresh")  # where a run is kept changes nothing in it; a config may name more in its own
 
 
 def virtual_devices(most: int = 8) -> None:
@@ -97,7 +97,8 @@ class Run:
 def open_run(config: Any) -> Run:
     """The run of `config` in `config.run_dir`: begun, or continued where it was begun with the same configuration.
 
-    With `config.fresh`, a run that is there is moved aside to `<run_dir>.1`, `.2`, ...
+    With `config.fresh`, a run that is there is moved aside to `<run_dir>.1`, `.2`, ... With `config.changed`, where a
+    config has it, the run goes on with the new settings, and what differs is said.
 
     Raises:
         SystemExit: the directory holds a run of another configuration; the message lists what differs.
@@ -107,9 +108,16 @@ def open_run(config: Any) -> Run:
         aside = next(p for n in range(1, 10**6) if not (p := directory.with_name(f"{directory.name}.{n}")).exists())
         directory.rename(aside)
         print(f"Moved the run that was in {directory} to {aside}.")
-    settings = json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in NOT_SCIENCE}))
+    aside = (*NOT_SCIENCE, *getattr(config, "NOT_SCIENCE", ()))
+    settings = json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in aside}))
     if (directory / "config.json").exists():
-        _refuse_difference(directory, _read(directory)["config"], settings)
+        saved = _read(directory)
+        different = _difference(saved["config"], settings)
+        if different and not getattr(config, "changed", False):
+            _refuse(directory, different, changeable=hasattr(config, "changed"))
+        if different:
+            print(f"Going on in {directory} with\n" + "\n".join(different))
+            _write(directory / "config.json", {**saved, "config": settings})
         records = directory / "metrics.jsonl"
         if records.exists() and records.read_bytes()[-1:] not in (b"", b"\n"):
             Run(directory).forget_after(float("inf"))  # a line cut short by a kill, which the next record would join
@@ -138,15 +146,18 @@ def read_config(directory: str | Path, config_type: type[Config]) -> Config:
     return replace(default, **{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})  # type: ignore
 
 
-def _refuse_difference(directory: Path, saved: dict[str, Any], settings: dict[str, Any]) -> None:
+def _difference(saved: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     names = [name for name in {**saved, **settings} if saved.get(name) != settings.get(name)]
-    if names:
-        lines = [f"  {name}: {saved.get(name)} in the run, {settings.get(name)} now" for name in names]
-        raise SystemExit(
-            f"Expected the configuration that {directory} was begun with, as a run is one experiment; got\n"
-            + "\n".join(lines)
-            + "\nTo begin another run beside it: --run-dir <another>. To move it aside and begin anew: --fresh."
-        )
+    return [f"  {name}: {saved.get(name)} in the run, {settings.get(name)} now" for name in names]
+
+
+def _refuse(directory: Path, different: list[str], *, changeable: bool) -> None:
+    raise SystemExit(
+        f"Expected the configuration that {directory} was begun with, as a run is one experiment; got\n"
+        + "\n".join(different)
+        + "\nTo begin another run beside it: --run-dir <another>. To move it aside and begin anew: --fresh."
+        + (" To go on with the new settings: --changed." if changeable else "")
+    )
 
 
 def _read(directory: Path) -> dict[str, Any]:

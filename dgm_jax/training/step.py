@@ -70,13 +70,19 @@ def make_step(
 
     def step(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
-        gradients, metrics = gradients_of(loss_fn, state.params, batch, key)
-        params, opt_state = descend(optimizer, gradients, state.opt_state, state.params)
-        ema = average(state.ema, params, ema_decay, state.step)
-        state = TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state, key=state.key)
-        return state, {**metrics, "gradient_norm": optax.tree.norm(gradients)}
+        return update(state, *gradients_of(loss_fn, state.params, batch, key), optimizer, ema_decay)
 
     return step
+
+
+def update(
+    state: TrainState, gradients: PyTree, metrics: Metrics, optimizer: optax.GradientTransformation, ema_decay: Decay
+) -> tuple[TrainState, Metrics]:
+    """The state after one update with these gradients, and the metrics with their norm among them."""
+    params, opt_state = descend(optimizer, gradients, state.opt_state, state.params)
+    ema = average(state.ema, params, ema_decay, state.step)
+    state = TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state, key=state.key)
+    return state, {**metrics, "gradient_norm": optax.tree.norm(gradients)}
 
 
 def with_example_keys(loss_fn: LossFn) -> LossFn:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from dgm_jax.numerics import is_count, typed_key
+from dgm_jax.training.accumulation import Accumulation, accumulation, check_pieces, in_pieces
 from dgm_jax.training.adversarial import Players, make_adversarial_step
 from dgm_jax.training.parallel.devices import (
     AXIS,
@@ -27,7 +28,7 @@ from dgm_jax.training.parallel.devices import (
 )
 from dgm_jax.training.parallel.sharded import PARAMETERS, sharded_gradients, spec_of
 from dgm_jax.training.state import TrainState
-from dgm_jax.training.step import Decay, LossFn, Metrics, Step, batch_size, make_step, with_example_keys
+from dgm_jax.training.step import Decay, LossFn, Metrics, Step, batch_size, loss_gradients, make_step, with_example_keys
 from dgm_jax.typing import Keys
 
 
@@ -49,7 +50,9 @@ def data_mesh(devices: Devices | None = None, *, parameter_shards: int = 1) -> M
     return Mesh(row.reshape(-1, parameter_shards), (AXIS, PARAMETERS))
 
 
-def mesh_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *, ema_decay: Decay, mesh: Mesh) -> Step:
+def mesh_step(
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, *, ema_decay: Decay, mesh: Mesh, pieces: int = 1
+) -> Step:
     """`step(state, batch)` on a state from `mesh_place`, which is donated, and a batch from `mesh_shard`.
 
     A state that another mesh holds is refused by JAX.
@@ -58,7 +61,11 @@ def mesh_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *, ema_d
         loss_fn: (params, batch, keys) -> scalar or (scalar, metrics); keys `[batch]`, one per example. On a mesh that
             splits parameters it sees one device's part of the batch at a time, as under `pmap_step`, and the scalar
             metrics are averaged.
+        pieces: in how many the batch is taken, one after another, to hold less (see `accumulation`); the devices meet
+            at each.
     """
+    if check_pieces(pieces) > 1:
+        return _in_pieces(loss_fn, optimizer, ema_decay, mesh, pieces)
     if PARAMETERS not in mesh.axis_names:
         return _on_mesh(make_step(with_example_keys(loss_fn), optimizer, ema_decay=ema_decay), mesh)
     step = make_step(loss_fn, optimizer, ema_decay=ema_decay, gradients_of=sharded_gradients(mesh))
@@ -153,6 +160,31 @@ def mesh_sampler(sampler: Sampler, mesh: Mesh, *, out_axes: PyTree = 0) -> Sampl
 def _on_mesh(step: Step, mesh: Mesh) -> Step:
     everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
     return jax.jit(step, in_shardings=(everywhere, split), out_shardings=everywhere, donate_argnums=0)
+
+
+def _in_pieces(
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, ema_decay: Decay, mesh: Mesh, pieces: int
+) -> Step:
+    gradients_of = sharded_gradients(mesh) if PARAMETERS in mesh.axis_names else loss_gradients
+    programs = accumulation(
+        loss_fn, optimizer, ema_decay=ema_decay, pieces=pieces, gradients_of=gradients_of, groups=mesh.size
+    )
+
+    def held(program: Callable[..., Any]) -> Callable[..., Any]:
+        def in_place(*args: Any) -> Any:
+            tree = program(*args)
+            return jax.lax.with_sharding_constraint(tree, _as_held(tree, mesh))
+
+        return in_place
+
+    return in_pieces(
+        Accumulation(
+            jax.jit(held(programs.begin)),
+            jax.jit(held(programs.add), donate_argnums=1),
+            jax.jit(held(programs.finish), donate_argnums=0),
+        ),
+        pieces,
+    )
 
 
 def _as_held(tree: PyTree, mesh: Mesh) -> PyTree:

@@ -1,5 +1,7 @@
 """pmap: each device has a replica of the state and a slice of the batch; devices meet at the gradients alone."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from dgm_jax.numerics import typed_key
+from dgm_jax.training.accumulation import Accumulation, accumulation, check_pieces, in_pieces
 from dgm_jax.training.adversarial import Players, make_adversarial_step
 from dgm_jax.training.parallel.devices import (
     AXIS,
@@ -24,14 +27,34 @@ from dgm_jax.typing import Keys
 
 
 def pmap_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, *, ema_decay: Decay, devices: Devices | None = None
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: Decay,
+    devices: Devices | None = None,
+    pieces: int = 1,
 ) -> Step:
     """`step(state, batch)` on a replicated state, which is donated, and a sharded batch; metrics come back stacked.
 
     Args:
         loss_fn: (params, batch, keys) -> scalar or (scalar, metrics); keys `[batch]`, one per example of the slice.
         devices: `None` takes all devices of all processes.
+        pieces: in how many each device takes its slice, one after another, to hold less (see `accumulation`); the
+            devices meet once, after the last.
     """
+    if check_pieces(pieces) > 1:
+        programs = accumulation(
+            loss_fn, optimizer, ema_decay=ema_decay, pieces=pieces, keys_of=_own_keys, mean=mean_over_devices
+        )
+        compiled = partial(jax.pmap, axis_name=AXIS, devices=devices)
+        return in_pieces(
+            Accumulation(
+                compiled(programs.begin),
+                compiled(programs.add, in_axes=(0, 0, 0, None), donate_argnums=1),
+                compiled(programs.finish, donate_argnums=0),
+            ),
+            pieces,
+        )
     step = make_step(loss_fn, optimizer, ema_decay=ema_decay, gradients_of=mean_gradients)
     return jax.pmap(step, axis_name=AXIS, devices=devices, donate_argnums=0)
 
@@ -53,10 +76,7 @@ def pmap_adversarial_step(
 
 def mean_gradients(loss_fn: LossFn, params: PyTree, batch: PyTree, key: Keys) -> tuple[PyTree, Metrics]:
     """The gradients of the global batch inside `jax.pmap`, each device with its slice and that slice's keys."""
-    size = batch_size(batch)
-    keys = jax.random.split(key, size * jax.lax.axis_size(AXIS))
-    keys = jax.lax.dynamic_slice_in_dim(keys, jax.lax.axis_index(AXIS) * size, size)
-    return mean_over_devices(loss_gradients(loss_fn, params, batch, keys))
+    return mean_over_devices(loss_gradients(loss_fn, params, batch, _own_keys(key, batch_size(batch))))
 
 
 def mean_over_devices(tree: PyTree) -> PyTree:
@@ -113,6 +133,12 @@ def pmap_sampler(sampler: Sampler, devices: Devices | None = None, *, out_axes: 
         return restore_axes(joined, out_axes)
 
     return sample
+
+
+def _own_keys(key: Keys, size: int) -> Keys:
+    """The keys of this device's slice of `size` examples, split at the size of the global batch."""
+    keys = jax.random.split(key, size * jax.lax.axis_size(AXIS))
+    return jax.lax.dynamic_slice_in_dim(keys, jax.lax.axis_index(AXIS) * size, size)
 
 
 def _local(devices: Devices) -> Devices:

@@ -1,0 +1,202 @@
+"""Images from a run of `train_images`: any number of them, in files of equal parts, by any number of hosts and devices.
+
+    python -m experiments.sample_images --trained runs/ddpm --samples 50000
+    python -m experiments.sample_images --trained runs/ddpm --sampler ddpm --steps 1000 --run-dir runs/ddpm-ancestral
+    python -m experiments.sample_images --smoke
+
+Image i is drawn with the key fold_in(seed, i), in a program of --chunk images that is the same on every device. So the
+files are the same, to the bit, for any number of devices and hosts of one kind, and a run that was cut short goes on
+with the files that are missing. File samples-<j>.npz has "images", uint8 [chunk, height, width, channels], and "labels"
+where there are classes, which take turns. On several hosts start it as `train_images` is; each draws its share.
+
+At the end the first process scores the images against the test images: the Frechet distance of Inception's features
+where --inception names their weights (see `dgm_jax.metrics.load_inception`), and always the sliced Wasserstein distance
+of pixels in [-1, 1], of as many images as half of the test images, beside its floor: the same distance between two
+halves of the real ones. It writes config.json, samples-<j>.npz, samples.png and scores.json to runs/sample_images/.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dgm_jax.data import from_unit
+from dgm_jax.data.records import read
+from dgm_jax.metrics import frechet_of, load_inception, noise_floor, sliced_wasserstein
+from dgm_jax.processes import karras_grid, log_snr_grid, uniform
+from dgm_jax.samplers import Samples, ddim, ddpm, dpm_solver_pp_2m, edm_heun, sample_sde
+from dgm_jax.training import load_params, reconstruct, saved_steps
+from dgm_jax.training.parallel import pmap_sampler
+from experiments import train_images
+from experiments._cluster import HEARTBEAT, first, join, open_together, wait_for_all
+from experiments._image_data import image_records, png
+from experiments._image_files import ImageFiles
+from experiments._image_models import ImageModel
+from experiments._run import parse, read_config
+
+PROJECTIONS = 256
+
+
+@dataclass(frozen=True)
+class Config:
+    """Draw images from a trained model and score them."""
+
+    trained: str = "runs/train_images"  # the run of train_images
+    samples: int = 50_000
+    chunk: int = 50  # images in a file, and in one program on one device
+    sampler: Literal["heun", "ddim", "ddpm", "dpm-solver++", "sde"] = "heun"
+    steps: int = 18
+    scale: float = 1.0  # of classifier-free guidance; 1 is the conditional model
+    width: float | None = None  # reconstruct the average of this relative width; None: the run's own average
+    inception: str | None = None  # file of Inception's weights
+    real: int = 10_000  # test images, at most, for the scores
+    seed: int = 0
+    data_dir: str | None = None
+    coordinator: str | None = None  # host:port of process 0
+    process_id: int | None = None
+    num_processes: int | None = None
+    heartbeat: int = HEARTBEAT
+    run_dir: str = "runs/sample_images"
+    fresh: bool = False  # move a run that is there aside
+    smoke: bool = False  # the same code on tiny sizes: a network that knows nothing
+
+    NOT_SCIENCE: ClassVar[tuple[str, ...]] = ("data_dir", "coordinator", "process_id", "num_processes", "heartbeat")
+
+
+SMOKE = Config(samples=20, chunk=4, steps=2, real=40, run_dir="runs/sample_images-smoke", smoke=True)
+
+
+def sampler_of(config: Config, model: ImageModel) -> Callable[..., Samples]:
+    """(denoise, key, shape) -> Samples."""
+    process, t_min = model.process, model.t_min
+    match config.sampler:
+        case "heun":
+            ts = karras_grid(process, config.steps, t_min=t_min)
+            return lambda denoise, key, shape: edm_heun(denoise, process, key, shape, ts=ts)
+        case "ddim":
+            ts = uniform(config.steps, t_min=t_min)
+            return lambda denoise, key, shape: ddim(denoise, process, key, shape, ts=ts)
+        case "ddpm":
+            ts = uniform(config.steps, t_min=t_min)
+            return lambda denoise, key, shape: ddpm(denoise, process, key, shape, ts=ts, variance="posterior")
+        case "dpm-solver++":
+            ts = log_snr_grid(process, config.steps, t_min=max(t_min, 1e-5), t_max=1.0)
+            return lambda denoise, key, shape: dpm_solver_pp_2m(denoise, process, key, shape, ts=ts)
+        case "sde":
+            ts = karras_grid(process, config.steps, t_min=t_min)
+            return lambda denoise, key, shape: sample_sde(denoise, process, key, shape, ts=ts, coordinates="noise")
+
+
+def trained_model(config: Config) -> tuple[ImageModel, train_images.Config, Any]:
+    """The model of the run, its configuration, and the parameters to draw with."""
+    directory = Path(config.trained)
+    settings = train_images.SMOKE if config.smoke else read_config(directory, train_images.Config)
+    records = image_records(
+        settings.dataset, settings.test_split, size=settings.size, classes=settings.classes, data_dir=config.data_dir
+    )
+    model = train_images.model_of(settings, read(records, [0])["image"].shape[1:])
+    if config.smoke:
+        return model, settings, model.init(jax.random.key(0))
+    if config.width is None:
+        part = "ema/0" if settings.widths else "ema"
+        return model, settings, load_params(directory / "checkpoints", part=part)
+    return model, settings, average_of_width(directory / "averages", settings.widths, config.width)
+
+
+def average_of_width(directory: Path, widths: tuple[float, ...], width: float) -> Any:
+    """The average of relative width `width` at the last stored step, from all that are stored."""
+    steps = saved_steps(directory)
+    if not steps or not widths:
+        raise SystemExit(
+            f"Expected averages stored by train_images --widths, as others are made of them; got {steps=}, {widths=} "
+            f"in {directory}."
+        )
+    stored = [(step, k) for step in steps for k in range(len(widths))]
+    trees = [load_params(directory, step=step, part=f"averages/{k}") for step, k in stored]
+    return reconstruct(
+        trees, [step for step, _ in stored], [widths[k] for _, k in stored], step=steps[-1], width=width
+    )
+
+
+def draw_files(config: Config, files: ImageFiles, model: ImageModel, params: Any) -> None:
+    """This process's share of the files that are missing, as many at once as it has devices."""
+    solve, devices = sampler_of(config, model), jax.local_device_count()
+
+    def draw(params: Any, keys: jax.Array, labels: jax.Array) -> jax.Array:
+        denoise = model.guided(params, labels if model.classes else None, config.scale)
+        return from_unit(solve(denoise, keys, (keys.shape[0], *model.shape)).x)
+
+    program, key = pmap_sampler(draw), jax.random.key(config.seed)
+    keys_of = jax.jit(jax.vmap(lambda number: jax.random.fold_in(key, number)))
+    mine = range(jax.process_index(), files.count, jax.process_count())
+    missing = [j for j in mine if not files.is_there(j)]
+    for start in range(0, len(missing), devices):
+        turn = missing[start : start + devices]
+        # The last turn draws some files twice, as the program is one of all devices.
+        numbers = np.concatenate([files.numbers(j) for j in np.resize(turn, devices)])
+        labels = (numbers % max(model.classes, 1)).astype(np.int32)
+        images = np.asarray(program(params, keys_of(jnp.asarray(numbers)), labels))
+        for j, rows in zip(turn, np.split(np.arange(len(numbers)), devices), strict=False):
+            files.write(j, images=images[rows], **({"labels": labels[rows]} if model.classes else {}))
+        if first():
+            print(f"{start + len(turn)} of {len(missing)} files of this process", flush=True)
+
+
+def score(config: Config, settings: train_images.Config, fake: np.ndarray) -> dict[str, Any]:
+    """Distances of drawn images to the test images."""
+    records = image_records(
+        settings.dataset, settings.test_split, size=settings.size, classes=0, data_dir=config.data_dir
+    )
+    real = read(records, range(min(config.real, len(records))))["image"]
+    factor = 255 / (train_images.levels_of(settings.dataset) - 1)
+    real = np.rint(real * factor).astype(np.uint8)
+    key = jax.random.key(config.seed)
+
+    def distance(x: Any, y: Any) -> jax.Array:
+        return sliced_wasserstein(x, y, key, projections=PROJECTIONS)
+
+    n = min(len(fake), len(real) // 2)
+    real_unit, fake_unit = (jnp.asarray(images, jnp.float32) / 127.5 - 1 for images in (real, fake))
+    compared = jax.jit(distance)
+    floor = noise_floor(compared, real_unit, key, points=n)
+    scores = {
+        "images": len(fake),
+        "real_images": len(real),
+        "compared": n,
+        "sliced_wasserstein": float(compared(real_unit[:n], fake_unit[:n])),
+        "floor": float(floor.mean),
+        "floor_std": float(floor.std),
+    }
+    if config.inception is not None:
+        features = load_inception(config.inception)
+        channels = [np.repeat(images, 3, axis=3) if images.shape[3] == 1 else images for images in (real, fake)]
+        scores["frechet"] = float(frechet_of(*(features(images).astype(np.float64) for images in channels)))
+    return scores
+
+
+def main(config: Config) -> None:
+    """Draw what is missing, then score."""
+    join(config.coordinator, config.process_id, config.num_processes, heartbeat=config.heartbeat)
+    if config.smoke:
+        jax.config.update("jax_disable_most_optimizations", True)
+    run = open_together(config)
+    if run.said_done("samples.png", "scores.json"):
+        return
+    model, settings, params = trained_model(config)
+    files = ImageFiles(run.directory, -(-config.samples // config.chunk), config.chunk, model.shape)
+    draw_files(config, files, model, params)
+    wait_for_all("all files drawn")
+    if first():
+        fake = files.images()[: config.samples]
+        (run.directory / "samples.png").write_bytes(png(fake[:100], 10 if len(fake) >= 100 else len(fake)))
+        scores = score(config, settings, fake)
+        run.finish(scores)
+        print({name: value if isinstance(value, int) else round(value, 4) for name, value in scores.items()})
+
+
+if __name__ == "__main__":
+    main(parse(Config(), SMOKE))

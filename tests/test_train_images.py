@@ -1,0 +1,228 @@
+"""The pod script as it is run: alone, cut short, in two processes, with another back end; and what is drawn from it."""
+
+import json
+import math
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dgm_jax.training import load_params, saved_steps
+from experiments import sample_images, train_images
+from experiments._image_papers import PAPERS
+from experiments._run import read_config
+from tests.test_experiments import check_pictures, experiment
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A whole run in one process."""
+    directory = tmp_path_factory.mktemp("runs") / "trained"
+    done = experiment("experiments.train_images", "--smoke", "--run-dir", str(directory))
+    assert done.returncode == 0, done.stderr
+    return directory, done.stdout
+
+
+def in_processes(module, directory, *args, processes=2):
+    """The module in so many processes, each with one device; what they printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", module, "--smoke", "--run-dir", str(directory), *args]
+    command += ["--coordinator", address, "--num-processes", str(processes), "--heartbeat", "10"]
+    env = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+    children = [
+        subprocess.Popen([*command, "--process-id", str(rank)], cwd=ROOT, env=env, text=True, stdout=-1, stderr=-1)
+        for rank in range(processes)
+    ]
+    try:
+        return [(*child.communicate(timeout=500), child.returncode) for child in children]
+    finally:
+        for child in children:
+            child.kill()
+
+
+def test_run_alone(trained):
+    directory, printed = trained
+    check_pictures(directory, set())
+    assert {path.name for path in directory.glob("*.png")} == {"samples-0000003.png", "samples-0000006.png"}
+    assert "parameters; " in printed
+    records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    steps = [record for record in records if "loss" in record]
+    assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
+    assert all(0 < record["loss"] < 3 for record in steps)  # the noise's error, 1 at the start
+    assert all(record["model_flops"] > 0 for record in steps if "model_flops" in record)
+    held_out = [record for record in records if "held_out_loss" in record]
+    assert [record["step"] for record in held_out] == [3, 6]
+    assert all(0.5 < record["held_out_loss"] < 2 and math.isfinite(record["bits_per_dim"]) for record in held_out)
+    assert set(os.listdir(directory)) == {
+        *("config.json", "metrics.jsonl", "scores.json", "tensorboard", "checkpoints", "averages"),
+        *("samples-0000003.png", "samples-0000006.png"),
+    }
+
+
+def test_board_has_the_same_numbers(trained):
+    """TensorBoard's file, read by its records: a length of 8 bytes, its checksum, an event, its checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    directory, _ = trained
+    (path,) = (directory / "tensorboard").iterdir()
+    data, found = path.read_bytes(), {}
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        event, data = Event.FromString(data[12 : 12 + size]), data[16 + size :]
+        found.update({(event.step, value.tag): value.simple_value for value in event.summary.value})
+    records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        for name in {"loss", "gradient_norm", "bits_per_dim"} & set(record):
+            assert found[record["step"], name] == pytest.approx(record[name], rel=1e-6)
+    assert (6, "samples") in found
+
+
+def test_two_processes_go_on_where_one_stopped(trained, tmp_path):
+    """From step 3, with the other back end, gradients in two pieces, and the state split over both."""
+    directory, _ = trained
+    other = tmp_path / "other"
+    shutil.copytree(directory, other)
+    for path in [other / "scores.json", other / "samples-0000006.png"]:
+        path.unlink()
+    shutil.rmtree(other / "checkpoints" / "6")
+    shutil.rmtree(other / "averages" / "6")
+    options = ("--back-end", "mesh", "--pieces", "2", "--parameter-shards", "2")
+    (first, _), (_, _) = [
+        (out, None) if not code else pytest.fail(err)
+        for out, err, code in in_processes("experiments.train_images", other, *options)
+    ]
+    assert "Resumed at step 3 of 6" in first
+    for part in ("params", "ema/0", "ema/1", "ema/2"):
+        one, two = (load_params(path / "checkpoints", part=part) for path in (directory, other))
+        for name, value in _flat(one).items():
+            np.testing.assert_allclose(_flat(two)[name], value, rtol=1e-5, atol=1e-5)
+    a, b = (json.loads((path / "scores.json").read_text()) for path in (directory, other))
+    assert a == pytest.approx(b, rel=1e-3)
+    steps = [json.loads(line)["step"] for line in (other / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 3, 4, 5, 6, 6]  # an evaluation at 3 and at 6
+    assert saved_steps(other / "averages") == [3, 6]
+
+
+def _flat(tree, prefix=""):
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {name: leaf for key, value in tree.items() for name, leaf in _flat(value, f"{prefix}/{key}").items()}
+
+
+def test_another_configuration_is_refused_unless_told(trained, tmp_path):
+    directory, _ = trained
+    copy = tmp_path / "copy"
+    shutil.copytree(directory, copy)
+    args = ("experiments.train_images", "--smoke", "--run-dir", str(copy), "--learning-rate", "0.5")
+    refused = experiment(*args)
+    assert refused.returncode != 0
+    assert "learning_rate: 0.001 in the run, 0.5 now" in refused.stderr
+    assert "--changed" in refused.stderr
+    told = experiment(*args, "--changed")
+    assert told.returncode == 0, told.stderr
+    assert "learning_rate: 0.001 in the run, 0.5 now" in told.stdout
+    assert read_config(copy, train_images.Config).learning_rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--batch", "15"], "Expected a batch divisible by"),
+        (["--pieces", "3"], "Expected a batch divisible by"),
+        (["--parameter-shards", "2"], "Expected --back-end mesh"),
+        (["--process-id", "0"], "together"),
+        (["--coordinator", "127.0.0.1:1", "--process-id", "2", "--num-processes", "2"], "0 <= process-id < num"),
+        (["--network", "ncsn++"], "Expected --process ve"),
+        (["--dataset", "nothing_such"], "to download it"),
+        (["--classes", "5"], "Expected labels below"),
+    ],
+)
+def test_bad_options_are_refused_in_words(tmp_path, options, words):
+    failed = experiment("experiments.train_images", "--smoke", "--run-dir", str(tmp_path / "run"), *options)
+    assert failed.returncode != 0
+    assert words.lower() in failed.stderr.lower()
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.fixture(scope="module")
+def drawn(trained, tmp_path_factory):
+    """Images of the run, on the devices that the machine offers."""
+    directory = tmp_path_factory.mktemp("runs") / "drawn"
+    args = ("--trained", str(trained[0]), "--width", "0.07", "--scale", "2", "--sampler", "dpm-solver++")
+    done = experiment("experiments.sample_images", *SMALL, *args, "--run-dir", str(directory))
+    assert done.returncode == 0, done.stderr
+    return directory, args
+
+
+SMALL = ("--samples", "18", "--chunk", "4", "--steps", "2", "--real", "40")
+
+
+def test_drawn_files(drawn):
+    directory, _ = drawn
+    files = sorted(directory.glob("samples-*.npz"))
+    assert len(files) == 5
+    with np.load(files[2]) as file:
+        assert file["images"].shape == (4, 8, 8, 1)
+        np.testing.assert_array_equal(file["labels"], [8, 9, 0, 1])
+    scores = json.loads((directory / "scores.json").read_text())
+    assert scores["images"] == 18
+    assert 0 < scores["floor"] < scores["sliced_wasserstein"]
+
+
+def test_the_same_files_from_two_processes_and_after_a_cut(drawn, tmp_path):
+    """One device each in two processes; then one file is missing."""
+    directory, args = drawn
+    other = tmp_path / "other"
+    command = ["experiments.sample_images", *SMALL, *args, "--run-dir", str(other)]
+    for _, err, code in in_processes(command[0], other, *SMALL, *args):
+        assert code == 0, err
+    assert [path.read_bytes() for path in sorted(other.glob("*.npz"))] == [
+        path.read_bytes() for path in sorted(directory.glob("*.npz"))
+    ]
+    (other / "scores.json").unlink()
+    (other / "samples-00003.npz").unlink()
+    before = {path: path.stat().st_mtime_ns for path in other.glob("*.npz")}
+    resumed = experiment(*command, "--smoke")
+    assert resumed.returncode == 0, resumed.stderr
+    assert (other / "samples-00003.npz").read_bytes() == (directory / "samples-00003.npz").read_bytes()
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_width_without_averages_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="Expected averages stored by train_images --widths"):
+        sample_images.average_of_width(tmp_path, (0.05, 0.1), 0.07)
+
+
+# configurations -------------------------------------------------------------------------------------------------
+
+
+def test_papers_are_asked_for_by_name():
+    config = train_images.command_line(["ddpm", "--steps", "7"])
+    assert (config.network, config.batch, config.steps, config.run_dir) == ("ddpm", 128, 7, "runs/ddpm")
+    assert train_images.command_line(["--smoke"]).smoke
+    with pytest.raises(SystemExit, match="Expected one of ddpm, "):
+        train_images.command_line(["ddqm"])
+
+
+def test_edm_counts_images():
+    """Table 7 of the paper: 200 million images, a warm-up of 10 million, an average that halves in 0.5 million."""
+    edm = PAPERS["edm-vp"]
+    assert edm["steps"] * edm["batch"] == 200_000_000
+    assert edm["warmup"] * edm["batch"] == pytest.approx(10_000_000, rel=1e-4)
+    assert edm["ema_decay"] == pytest.approx(0.5 ** (edm["batch"] / 500_000), abs=5e-6)
+
+
+def test_where_it_runs_is_not_the_experiment(tmp_path):
+    config = replace(train_images.SMOKE, run_dir=str(tmp_path))
+    assert {"back_end", "pieces", "coordinator"} <= set(config.NOT_SCIENCE)
+    assert set(config.NOT_SCIENCE) <= set(vars(config))
