@@ -1,9 +1,9 @@
 """Images of any TFDS data set as batches for training: one shape, uint8, with the class where there is one.
 
-    digits, mnist5k                                   no network needed
-    mnist, fashion_mnist, cifar10, cifar100           as they are; --size 32 pads 28 x 28 for networks of four levels
-    celeb_a                                           the centre 140 x 140 of the face, resized: --size 64
-    imagenet_resized/32x32, imagenet_resized/64x64    with classes; test split "validation"
+digits, mnist5k                                   no network needed
+mnist, fashion_mnist, cifar10, cifar100           as they are; --size 32 pads 28 x 28 for networks of four levels
+celeb_a                                           the centre 140 x 140 of the face, resized: --size 64
+imagenet_resized/32x32, imagenet_resized/64x64    with classes; test split "validation"
 """
 
 import io

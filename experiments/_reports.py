@@ -1,6 +1,6 @@
 """What a long run says about itself: a progress bar, metrics.jsonl, and the same numbers and pictures for TensorBoard.
 
-    tensorboard --logdir runs
+tensorboard --logdir runs
 """
 
 import io

@@ -117,9 +117,7 @@ def average_of_width(directory: Path, widths: tuple[float, ...], width: float) -
         )
     stored = [(step, k) for step in steps for k in range(len(widths))]
     trees = [load_params(directory, step=step, part=f"averages/{k}") for step, k in stored]
-    return reconstruct(
-        trees, [step for step, _ in stored], [widths[k] for _, k in stored], step=steps[-1], width=width
-    )
+    return reconstruct(trees, [step for step, _ in stored], [widths[k] for _, k in stored], step=steps[-1], width=width)
 
 
 def draw_files(config: Config, files: ImageFiles, model: ImageModel, params: Any) -> None:
