@@ -36,7 +36,7 @@ def drawer(model: ImageModel, *, steps: int, scale: float) -> Callable[..., jax.
 
 
 def coder(model: ImageModel, *, steps: int) -> Callable[..., jax.Array]:
-    """(params, keys, batch) -> bits/dim of each image, by the ODE with Hutchinson's trace and uniform dequantisation."""
+    """(params, keys, batch) -> bits/dim of each image, by the ODE with Hutchinson's trace and uniform noise."""
     ts = log_snr_grid(model.process, steps, t_min=max(model.t_min, 1e-5), t_max=1.0)[::-1]
 
     def code(params: Any, keys: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:

@@ -7,13 +7,13 @@
 On a Cloud TPU slice or under SLURM the same command, started on every host, finds the others by itself; elsewhere each
 process is told: --coordinator <host>:<port> --process-id <i> --num-processes <n>. docs/pods.md has the steps.
 
-Data sets are those of the TFDS catalog by name (mnist, fashion_mnist, cifar10, cifar100, celeb_a, imagenet_resized/64x64,
-...), prepared once by `dgm_jax.data.download`; mnist5k and digits need no network. Computation is in --dtype; parameters,
-their averages and the optimiser's state are float32. It writes config.json, metrics.jsonl, tensorboard/, checkpoints/,
-samples-<step>.png and, at the end, scores.json to runs/<name>/, and nothing elsewhere. Running it again resumes, on any
-number of devices and hosts and with either back end. SIGTERM saves and ends with status 75. With --widths, averages of
-those relative widths are kept and stored, from which any other is made afterwards (Karras et al. 2024, arXiv:2312.02696):
-`sample_images --width 0.13`.
+Data sets are those of the TFDS catalog by name (mnist, fashion_mnist, cifar10, cifar100, celeb_a,
+imagenet_resized/64x64, ...), prepared once by `dgm_jax.data.download`; mnist5k and digits need no network. Computation
+is in --dtype; parameters, their averages and the optimiser's state are float32. It writes config.json, metrics.jsonl,
+tensorboard/, checkpoints/, samples-<step>.png and, at the end, scores.json to runs/<name>/, and nothing elsewhere.
+Running it again resumes, on any number of devices and hosts and with either back end. SIGTERM saves and ends with
+status 75. With --widths, averages of those relative widths are kept and stored, from which any other is made afterwards
+(Karras et al. 2024, arXiv:2312.02696): `sample_images --width 0.13`.
 """
 
 import sys
