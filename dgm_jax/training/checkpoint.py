@@ -148,7 +148,7 @@ def load_params(directory: str | Path, *, step: int | None = None, part: str = "
     """The parameters of the newest checkpoint in `directory`, read without the rest of the state.
 
     Args:
-        part: the field of the state to read: "ema" or "params".
+        part: the field of the state to read: "ema" or "params", or "ema/1" where there are several averages.
         like: parameters whose structure to take and to check against. `None` gives nested dictionaries of arrays,
             as Flax has them.
     """
@@ -161,7 +161,7 @@ def load_params(directory: str | Path, *, step: int | None = None, part: str = "
         raise ValueError(f"Expected leaves under {part!r}, as load_params reads those; got none in {path}.")
     tree: dict[str, Any] = {}
     for name, value in _read(path, header, dict.fromkeys(names)).items():
-        *parents, last = name.split("/")[1:]
+        *parents, last = name.removeprefix(f"{part}/").split("/")
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})

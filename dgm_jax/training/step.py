@@ -24,7 +24,8 @@ LossFn = Callable[..., Any]  # (params, batch, key) -> scalar, or (scalar, metri
 Metrics = dict[str, Array]
 Step = Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]
 GradientsOf = Callable[..., tuple[PyTree, Metrics]]  # (loss_fn, params, batch, key) -> (gradients, metrics)
-Decay = float | Callable[[Int[Array, ""]], Float[Array, ""]]
+OneDecay = float | Callable[[Int[Array, ""]], Float[Array, ""]]
+Decay = OneDecay | tuple[OneDecay, ...]
 
 
 def loss_gradients(loss_fn: LossFn, params: PyTree, batch: PyTree, key: Keys) -> tuple[PyTree, Metrics]:
@@ -60,7 +61,8 @@ def make_step(
     Args:
         loss_fn: (params, batch, key) -> scalar, or (scalar, dict of metrics). `key` is one key; a loss that wants
             one key per example is wrapped in `with_example_keys`.
-        ema_decay: in [0, 1), or a function of the number of updates made before this one (see `ema_warmup`).
+        ema_decay: in [0, 1), or a function of the number of updates made before this one (see `ema_warmup`); a tuple
+            of them for a state with so many averages.
         gradients_of: (loss_fn, params, batch, key) -> (gradients, metrics); several devices average them here.
 
     Returns:
@@ -110,7 +112,14 @@ def descend(
 
 
 def average(ema: PyTree, params: PyTree, decay: Decay, step: Int[Array, ""]) -> PyTree:
-    """The moving average after `step` updates and one more."""
+    """The moving average after `step` updates and one more, or several of them."""
+    if isinstance(decay, tuple):
+        if not isinstance(ema, tuple) or len(ema) != len(decay):
+            held = f"{len(ema)} averages" if isinstance(ema, tuple) else "one average"
+            raise ValueError(
+                f"Expected init_state(..., averages={len(decay)}), as there are so many decays; got {held}."
+            )
+        return tuple(average(each, params, one, step) for each, one in zip(ema, decay, strict=True))
     of_old = decay(step) if callable(decay) else decay
 
     def moved(old: Array, new: Array) -> Array:
@@ -130,5 +139,11 @@ def batch_size(batch: PyTree) -> int:
 
 def check_decay(decay: Decay) -> None:
     """Raise `ValueError` unless `decay` is a function or lies in [0, 1)."""
+    if isinstance(decay, tuple):
+        for one in decay:
+            check_decay(one)
+        if not decay:
+            raise ValueError("Expected one decay or more, as samplers use an average; got an empty tuple.")
+        return
     if not callable(decay) and not 0 <= decay < 1:
         raise ValueError(f"Expected 0 <= ema_decay < 1, as 1 would keep the initial parameters; got {decay=}.")
