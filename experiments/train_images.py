@@ -61,7 +61,7 @@ class Config:
     dropped: float = 0.1  # share of the labels that are dropped, for classifier-free guidance
     flip: bool = False  # mirror half of the images
     network: NetworkName = "unet_28x28"
-    process: ProcessName = "vp"
+    process: ProcessName = "edm"
     dropout: float = 0.0
     batch: int = 64  # examples a step, over all devices of all processes
     steps: int = 1000

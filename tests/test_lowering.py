@@ -50,6 +50,8 @@ IMAGES, TIMES, LATENTS = of(2, 8, 8, 3), of(2), of(2, 5)
 NETWORKS = {
     "MLP": (networks.MLP((8,), embedding=4, num_classes=3), of(2, 3), TIMES, of(2, dtype=np.int32)),
     "DDPM's U-Net": (networks.ddpm_cifar10(), of(2, 32, 32, 3), TIMES),
+    "NCSN++": (networks.ScoreUNet(8, (1, 2), 1, (4,), 0.1, True, remat=True), of(2, 8, 8, 3), TIMES),
+    "DDPM++": (networks.ScoreUNet(8, (1, 2), 1, (4,), 0.1), of(2, 8, 8, 3), TIMES),
     "DDPM's U-Net in bfloat16": (networks.ddpm_cifar10(dtype=jnp.bfloat16), of(2, 32, 32, 3), TIMES),
     "U-Net with labels and patches": (
         networks.UNet(4, (1, 2), 1, groups=2, num_classes=3, patch=2),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgm_jax.networks import MLP, UNet, ddpm_cifar10, unet_8x8, unet_28x28
+from dgm_jax.networks import MLP, ScoreUNet, UNet, ddpm_cifar10, unet_8x8, unet_28x28
 from dgm_jax.networks.layers import check_inputs
 from dgm_jax.typing import Network
 
@@ -16,6 +16,7 @@ CLASSES = 2
 UNET = UNet(4, (1, 2), 1, (2,), groups=2, num_classes=CLASSES, dropout=0.5, patch=2)
 NETWORKS = {
     "unet": (UNET, (8, 8, 1)),
+    "ncsn++": (ScoreUNet(8, (1, 2), 1, (4,), 0.5, True, CLASSES, 0.5), (8, 8, 1)),
     "mlp": (MLP((8, 8), embedding=4, num_classes=CLASSES, dropout=0.5), (2, 3)),
 }
 
@@ -199,7 +200,7 @@ def test_time_and_labels_change_the_output(case):
 def test_time_scale_multiplies_t(case):
     net, params, x_t, t, labels, apply = case
     t = jnp.array([0.0, 0.25, 1.0])  # exact in float32 when scaled
-    unscaled = jax.jit(net.clone(time_scale=1.0).apply)(params, x_t, 1000.0 * t, labels)
+    unscaled = jax.jit(net.clone(time_scale=1.0).apply)(params, x_t, net.time_scale * t, labels)
     np.testing.assert_allclose(unscaled, apply(params, x_t, t, labels), rtol=1e-4, atol=1e-4)
 
 

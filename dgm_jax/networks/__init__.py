@@ -21,6 +21,14 @@ from dgm_jax.networks.layers import (
 )
 from dgm_jax.networks.mlp import MLP
 from dgm_jax.networks.monotone import MonotoneSchedule
+from dgm_jax.networks.resampling import blur, fir_downsample, fir_upsample, mean_downsample, repeat_upsample
+from dgm_jax.networks.score_unet import (
+    ScoreUNet,
+    ddpmpp_cifar10,
+    edm_ddpmpp_cifar10,
+    edm_ncsnpp_cifar10,
+    ncsnpp_cifar10,
+)
 from dgm_jax.networks.spatial_autoencoder import SpatialDecoder, SpatialEncoder
 from dgm_jax.networks.spectral import spectral_normalize
 from dgm_jax.networks.text import Text, TextEncoder
@@ -42,6 +50,7 @@ __all__ = [
     "GroupNorm",
     "MonotoneSchedule",
     "ResidualBlock",
+    "ScoreUNet",
     "SelfAttention",
     "SpatialDecoder",
     "SpatialEncoder",
@@ -49,11 +58,20 @@ __all__ = [
     "TextEncoder",
     "UNet",
     "Upsample",
+    "blur",
     "ddpm_cifar10",
+    "ddpmpp_cifar10",
     "depth_to_space",
+    "edm_ddpmpp_cifar10",
+    "edm_ncsnpp_cifar10",
+    "fir_downsample",
+    "fir_upsample",
     "group_norm",
     "layer_norm",
+    "mean_downsample",
     "multi_head_attention",
+    "ncsnpp_cifar10",
+    "repeat_upsample",
     "sinusoidal_embedding",
     "space_to_depth",
     "spectral_normalize",

@@ -85,6 +85,7 @@ class Conditioning(nn.Module):
         num_classes: `None` for no classes; otherwise label `num_classes` is the null label.
         time_scale: multiplies `t` first; 1000 turns t in [0, 1] into DDPM's step number.
         dtype: compute dtype; `None` is that of `t`.
+        frequencies: of sines and cosines in place of the sinusoidal embedding's, in turns.
     """
 
     width: int
@@ -92,6 +93,7 @@ class Conditioning(nn.Module):
     num_classes: int | None = None
     time_scale: float = 1000.0
     dtype: DTypeLike | None = None
+    frequencies: tuple[float, ...] | None = None
 
     @nn.compact
     def __call__(self, t: PerExample, labels: Labels | None = None) -> Features:
@@ -100,7 +102,12 @@ class Conditioning(nn.Module):
         dense = partial(nn.Dense, self.features, kernel_init=KERNEL_INIT, dtype=dtype)
         # Angles reach 1000 radians, which bfloat16 would round to the nearest 4.
         position = t.astype(sum_dtype(t.dtype)) * self.time_scale
-        embedding = sinusoidal_embedding(position, self.width).astype(dtype)
+        if self.frequencies is None:
+            embedding = sinusoidal_embedding(position, self.width)
+        else:
+            angles = 2 * np.pi * position[:, None] * jnp.asarray(self.frequencies, position.dtype)[None, :]
+            embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+        embedding = embedding.astype(dtype)
         embedding = dense(name="time_2")(nn.silu(dense(name="time_1")(embedding)))
         if self.num_classes is None or labels is None:
             return embedding
@@ -174,9 +181,9 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Images, conditioning: Features | None = None, *, train: bool = False
+        self, x: Images, conditioning: Features | None = None, train: bool = False
     ) -> Float[Array, "batch height width channels_out"]:
-        """`x` after the block; `train` turns dropout on, with the rng "dropout"."""
+        """`x` after the block; `train`, positional as `nn.remat` wants it, turns dropout on, with the rng "dropout"."""
         dtype = x.dtype if self.dtype is None else self.dtype
         conv = partial(nn.Conv, self.features, (3, 3), dtype=dtype)
         dense = partial(nn.Dense, self.features, kernel_init=KERNEL_INIT, dtype=dtype)

@@ -58,6 +58,7 @@ class UNet(nn.Module):
         dtype: compute dtype; `None` is that of `x_t`. The output always has the dtype of `x_t`.
         context_attention: heights at which each block looks at the context too, and then the middle; none: no context.
         context_heads: of that attention; divides every width where it is.
+        remat: compute the activations of blocks and self-attention again for gradients, and store fewer.
     """
 
     channels: int
@@ -72,6 +73,7 @@ class UNet(nn.Module):
     dtype: DTypeLike | None = None
     context_attention: Sequence[int] = ()
     context_heads: int = 1
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -97,8 +99,10 @@ class UNet(nn.Module):
         self._check(x_t.shape)
         self._check_context(context, context_mask, x_t.shape[0])
         dtype = x_t.dtype if self.dtype is None else self.dtype
-        block = partial(ResidualBlock, groups=self.groups, dropout=self.dropout, dtype=dtype)
-        attend = partial(SelfAttention, groups=self.groups, dtype=dtype)
+        residual = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
+        attention = nn.remat(SelfAttention) if self.remat else SelfAttention
+        block = partial(residual, groups=self.groups, dropout=self.dropout, dtype=dtype)
+        attend = partial(attention, groups=self.groups, dtype=dtype)
         look = partial(CrossAttention, self.context_heads, self.groups, dtype)
         conv = partial(nn.Conv, kernel_size=(3, 3), dtype=dtype)
         conditioning = Conditioning(self.channels, 4 * self.channels, self.num_classes, self.time_scale, dtype)(
@@ -114,18 +118,18 @@ class UNet(nn.Module):
                 h = Downsample(dtype, name=f"down_{level}")(h)
                 skips.append(h)
             for i in range(self.blocks):
-                h = block(self.channels * multiplier, name=f"down_{level}_block_{i}")(h, conditioning, train=train)
+                h = block(self.channels * multiplier, name=f"down_{level}_block_{i}")(h, conditioning, train)
                 if h.shape[1] in self.attention:
                     h = attend(name=f"down_{level}_attention_{i}")(h)
                 if context is not None and h.shape[1] in self.context_attention:
                     h = look(name=f"down_{level}_context_{i}")(h, context, context_mask)
                 skips.append(h)
 
-        h = block(h.shape[-1], name="middle_block_0")(h, conditioning, train=train)
+        h = block(h.shape[-1], name="middle_block_0")(h, conditioning, train)
         h = attend(name="middle_attention")(h)
         if context is not None:
             h = look(name="middle_context")(h, context, context_mask)
-        h = block(h.shape[-1], name="middle_block_1")(h, conditioning, train=train)
+        h = block(h.shape[-1], name="middle_block_1")(h, conditioning, train)
         self.sow("intermediates", "bottleneck", h)
         if shift is not None:
             h = h + self._checked_shift(shift, h)
@@ -133,7 +137,7 @@ class UNet(nn.Module):
         for level, multiplier in reversed(tuple(enumerate(self.multipliers))):
             for i in range(self.blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = block(self.channels * multiplier, name=f"up_{level}_block_{i}")(h, conditioning, train=train)
+                h = block(self.channels * multiplier, name=f"up_{level}_block_{i}")(h, conditioning, train)
                 if h.shape[1] in self.attention:
                     h = attend(name=f"up_{level}_attention_{i}")(h)
                 if context is not None and h.shape[1] in self.context_attention:
