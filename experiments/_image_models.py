@@ -40,7 +40,7 @@ from dgm_jax.processes import (
 from dgm_jax.processes import levels as at_levels
 from dgm_jax.typing import Data, Denoiser, PerExample
 
-NetworkName = Literal["unet_8x8", "unet_28x28", "ddpm", "ddpm++", "ncsn++", "edm-ddpm++", "edm-ncsn++"]
+NetworkName = Literal["smallest", "unet_8x8", "unet_28x28", "ddpm", "ddpm++", "ncsn++", "edm-ddpm++", "edm-ncsn++"]
 ProcessName = Literal["ddpm", "vp", "sub-vp", "ve", "edm"]
 SIGMA_DATA = 0.5  # of images in [-1, 1]
 STEPS = 1000  # of DDPM's chain
@@ -157,6 +157,8 @@ def image_model(
 ) -> ImageModel:
     """The model of these names, for images of `shape`."""
     match name:
+        case "smallest":
+            build = partial(networks.UNet, 8, (1, 2), 1, (), groups=4)
         case "unet_8x8":
             build = networks.unet_8x8
         case "unet_28x28":

@@ -101,7 +101,7 @@ class Config:
 
 SMOKE = Config(
     dataset="digits",
-    network="unet_8x8",
+    network="smallest",
     classes=10,
     batch=16,
     steps=6,
@@ -154,8 +154,6 @@ def back_end(config: Config, model: ImageModel) -> tuple[Any, Any, Any]:
     loss_fn, optimizer = model.loss(dropped=config.dropped, flip=config.flip), optimizer_of(config)
     options: dict[str, Any] = {"ema_decay": averages(config), "pieces": config.pieces}
     if config.back_end == "pmap":
-        if config.parameter_shards > 1:
-            raise SystemExit("Expected --back-end mesh with --parameter-shards, as pmap holds whole states.")
         by_pmap = pmap_step(loss_fn, optimizer, **options)
         return lambda state, batch: by_pmap(state, shard(batch)), replicate, unreplicate
     mesh = data_mesh(parameter_shards=config.parameter_shards)
@@ -165,6 +163,8 @@ def back_end(config: Config, model: ImageModel) -> tuple[Any, Any, Any]:
 
 def check(config: Config) -> None:
     """Refuse what could only fail later."""
+    if config.parameter_shards > 1 and config.back_end == "pmap":
+        raise SystemExit("Expected --back-end mesh with --parameter-shards, as pmap holds whole states.")
     parts = jax.device_count() * config.pieces
     if config.batch % parts:
         raise SystemExit(
