@@ -109,8 +109,70 @@ def test_bad_batches(arguments, message):
         batches(numbered(24), **({"seed": 0} | arguments))
 
 
-def test_records_of_several_shapes_are_refused():
-    with pytest.raises(ValueError, match="one shape for all records of 'image'"):
-        load([{"image": np.zeros(2)}, {"image": np.zeros(3)}])
+class Damaged:
+    """24 records, of which number 17 raises or is not like the others."""
+
+    def __init__(self, damage):
+        self.damage = damage
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        whole = {"image": np.full(2, index, np.float32), "label": index}
+        if index == 17:
+            if isinstance(self.damage, Exception):
+                raise self.damage
+            whole = {k: v for k, v in (whole | self.damage).items() if v is not None}
+        return whole
+
+
+class DamagedTogether(Damaged):
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+@pytest.mark.parametrize("kind", [Damaged, DamagedTogether])
+@pytest.mark.parametrize("prefetch", [0, 4], ids=["", "in threads"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (OSError("a bad sector"), "Expected record 17 to be readable.*OSError: a bad sector"),
+        (KeyError("image"), "Expected record 17 to be readable"),
+        (
+            {"image": np.zeros(3, np.float32)},
+            r"one shape and kind for all records of 'image'.*float32\[3\] in record 17",
+        ),
+        ({"image": np.array(["a", "b"])}, "one shape and kind for all records of 'image'.* in record 17"),
+        ({"label": 0.5}, r"one shape and kind for all records of 'label'.*float64\[\] in record 17"),
+        ({"label": None}, "Expected 'label' in record 17"),
+    ],
+)
+def test_a_bad_record_is_named(kind, prefetch, damage, message):
+    stream = batches(kind(damage), 4, seed=0, prefetch=prefetch)
+    with pytest.raises(ValueError, match=message):
+        for _ in range(6):
+            next(stream)
+    with pytest.raises(ValueError, match=message):
+        load(kind(damage))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_corrupted_file_is_never_read_as_data(seed, tmp_path):
+    """A file cut short or with 16 bytes flipped: the record that it spoils is named, or nothing was in those bytes."""
+    whole = load(source("digits", "test", data_dir=tmp_path))
+    (path,) = tmp_path.rglob("*digits-test.array_record*")
+    data, rng = bytearray(path.read_bytes()), np.random.default_rng(seed)
+    at = int(rng.integers(20_000))  # where the records are; zeros follow
+    if seed % 2:
+        data[at : at + 16] = bytes(255 - byte for byte in data[at : at + 16])
+    else:
+        del data[70_000 - at :]
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"Expected record \d+ to be readable.*(Corrupted|ArrayRecord)"):
+        np.testing.assert_equal(load(source("digits", "test", data_dir=tmp_path)), whole)
+
+
+def test_empty_sources_are_refused():
     with pytest.raises(ValueError, match="at least one record"):
         load([])
