@@ -222,8 +222,8 @@ def report(
         f"Rank correlation (Spearman) of predicted and measured times {found['rank_of_times']:.3f}, of speed-ups over "
         f"one process {found['rank_of_speedups']:.3f}; predicted over measured {found['ratio']:.2f} (quartiles "
         f"{found['ratio_low']:.2f} to {found['ratio_high']:.2f}).\n",
-        f"ESTIMATES: chip-hours of the papers' runs at {100 * config.utilisation:.0f} % of the peak, and the share of it "
-        f"that the published times had:\n\n{cost_table(priced, config.utilisation)}",
+        f"ESTIMATES: chip-hours of the papers' runs at {100 * config.utilisation:.0f} % of the peak, and the share "
+        f"of it that the published times had:\n\n{cost_table(priced, config.utilisation)}",
     ]
 
 
