@@ -25,20 +25,23 @@ def plot(rows: Sequence[dict[str, Any]], checked: Sequence[dict[str, Any]], path
         fig = figure(7.6, 3.4)
         strong, weak, check = fig.subplots(1, 3)
         for axes, kind in ((strong, "strong"), (weak, "weak")):
-            for name, (color, marker) in CHIPS.items():
+            for i, (name, (color, marker)) in enumerate(CHIPS.items()):
                 part = [row for row in rows if (row["chip"], row["scaling"]) == (name, kind)]
                 numbers = [row["chips"] for row in part]
-                style = {"color": color, "marker": marker, "ms": 3.5, "lw": 1.2, "markevery": 2}
+                style = {"color": color, "marker": marker, "ms": 3.5, "lw": 1.2, "markevery": (i % 3, 3)}
                 axes.plot(numbers, [row["efficiency"] for row in part], label=name, **style)
                 axes.plot(numbers, [row["overlapped_efficiency"] for row in part], **style | {"ls": ":", "mfc": "none"})
             first = next(row["images_per_chip"] for row in rows if row["chips"] == 1)
             title = f"{kind}: {first:g} images " + ("in all" if kind == "strong" else "a chip")
-            axes.set(xscale="log", xlabel="chips", title=title, ylim=(0, 1.04))
+            lowest = min(row["efficiency"] for row in rows if row["scaling"] == kind)
+            bottom = 0.9 if lowest > 0.9 else 0.0
+            axes.set(xscale="log", xlabel="chips", title=title, ylim=(bottom, 1 + 0.04 * (1 - bottom)))
             most = max(row["chips"] for row in rows if row["scaling"] == kind)
             ticks = [n for n in (1, 8, 32, 128, 512, 4096) if n <= most and (most <= 128 or n not in (32, 128))]
             axes.set_xticks(ticks, [f"{n:,}" for n in ticks])
             axes.minorticks_off()
         strong.set_ylabel("efficiency (estimate)")
+        strong.text(1, 0.05, "dotted: the sum\noverlaps the\nbackward pass", fontsize=8)
         measured_panel(check, checked)
         handles, names = strong.get_legend_handles_labels()
         fig.legend(handles, names, loc="outside lower center", ncols=6, frameon=False)

@@ -13,6 +13,7 @@ import test_experiments
 
 from dgm_jax.networks import MLP, ddpm_cifar10
 from experiments import _peaks, scaling_model
+from experiments import _scaling_page as scaling_page
 from experiments import _scaling_programs as programs
 from experiments._peaks import CHIPS, H100, V4, V5E, Chip, chip_of
 from experiments._scaling_check import Sizes, machine, part_of
@@ -195,6 +196,13 @@ def test_the_machine_is_what_was_timed(monkeypatch):
     half, quarter = part_of(chip, 2), part_of(chip, 4)
     assert (half.flops, half.link_bandwidth) == (chip.flops / 2, chip.link_bandwidth)
     assert (quarter.flops, quarter.link_bandwidth) == (chip.flops / 4, chip.link_bandwidth / 2)
+
+
+def test_ddpms_own_step_by_hand():
+    """A core's 450e9 bytes a second, 3 + 16 * 0.6 GB; and the published 21 steps a second of 128 images."""
+    text = scaling_page.published_step(COUNTS)
+    assert f"{1e3 * (3 + 16 * 0.6) / 450:.1f} ms for its 16 images (memory)" in text
+    assert f"{1e3 / 21:.1f} ms each" in text
 
 
 def test_chips_by_the_names_that_jax_gives_them():
