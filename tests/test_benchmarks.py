@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from experiments.benchmarks import compiled
+from experiments.benchmarks import compiled, parallel
 from experiments.benchmarks._cases import mlp
 from experiments.benchmarks._table import ratio_row, with_section
 from experiments.benchmarks._timing import rounds
@@ -65,3 +65,19 @@ def test_a_section_is_replaced_between_its_markers_alone():
     assert replaced == page.replace("old", r"new \1")
     assert replaced.startswith("# Benchmarks\n\nKept.\n")
     assert replaced.count("<!-- begin a -->") == 1
+
+
+def test_waiting_share_counts_the_pipeline_alone():
+    """Batches that take 1 second each, steps that take 3."""
+    now = [0.0]
+
+    def lasting(seconds, result=None):
+        now[0] += seconds
+        return result
+
+    stream = (lasting(1.0, {}) for _ in range(8))
+    state, share = parallel.waiting_share(
+        lambda state, batch: lasting(3.0, (state + 1, {})), 0, stream, steps=8, clock=lambda: now[0]
+    )
+    assert state == 8
+    assert share == pytest.approx(1 / 4)
