@@ -27,7 +27,7 @@ class ImageFiles:
         """Write file j aside and rename it."""
         scratch = self.directory / f".{self.path(j).name}.part"
         with scratch.open("wb") as file:
-            np.savez(file, **fields)
+            np.savez(file, allow_pickle=False, **fields)
         scratch.replace(self.path(j))
 
     def is_there(self, j: int) -> bool:

@@ -180,5 +180,6 @@ def image_model(
             f"of the time; got --process {process}."
         )
     network = build(dropout=dropout, num_classes=classes or None, dtype=jnp.dtype(dtype))
-    network = network.clone(remat=remat, **({} if made_for else {"time_scale": TIME_SCALES.get(process, 1000.0)}))
+    scale: dict[str, Any] = {"time_scale": TIME_SCALES[process]} if process in TIME_SCALES and not made_for else {}
+    network = network.clone(remat=remat, **scale)
     return ImageModel(network, process, shape, levels, classes)

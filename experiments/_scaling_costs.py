@@ -1,7 +1,7 @@
 """What the papers' training runs would cost: operations counted, chip-hours at a stated share of the peak.
 
-A step takes three times the forward pass's operations: backward, each product becomes two. Networks that this library
-does not have are stood in for by its U-Net with the paper's widths, depths and resolutions of attention; the
+A step takes three times the forward pass's operations: backward, each product becomes two. ADM, which this library
+does not have, is stood in for by its U-Net with the paper's widths, depths and resolutions of attention; the
 parameters of both say how near it comes. Where a paper says how long it took, the share of the peak that it had
 follows.
 
@@ -14,9 +14,10 @@ More than all of a peak is possible: Winograd's algorithm convolves with fewer p
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from dgm_jax.networks import UNet, ddpm_cifar10
+from dgm_jax.networks import ScoreUNet, UNet, ddpm_cifar10, ddpmpp_cifar10, edm_ddpmpp_cifar10
 from experiments._peaks import A100, CHIPS
-from experiments._scaling_programs import Event, forward_flops, parameters
+from experiments._scaling_programs import Event, parameters
+from experiments._throughput import forward_flops
 
 TRAINING = 3  # forward passes' operations in a step
 
@@ -25,7 +26,7 @@ class PaperRun(NamedTuple):
     """A run, its network or what stands in for it, and what its paper says of it."""
 
     name: str
-    net: UNet
+    net: UNet | ScoreUNet
     event: Event
     images: float  # seen in training, repetitions counted
     parameters: float  # of the paper's network
@@ -45,14 +46,14 @@ RUNS = (
     ),
     PaperRun(
         "Score SDE, DDPM++ cont., 1.3M steps of 128",
-        UNet(128, (1, 2, 2, 2), 4, (16,)),
+        ddpmpp_cifar10(dropout=0.0),
         CIFAR,
         1.3e6 * 128,
-        62e6,
+        61.8e6,
     ),
     PaperRun(
         "EDM, CIFAR-10, 200M images",
-        UNet(128, (2, 2, 2), 4, (16,)),
+        edm_ddpmpp_cifar10(dropout=0.0),
         CIFAR,
         200e6,
         55.7e6,

@@ -57,13 +57,6 @@ def parameters(net: nn.Module, event: Event) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
 
 
-def forward_flops(net: nn.Module, event: Event) -> float:
-    """Operations of the network on one example, a multiplication and an addition as two."""
-    params = jax.eval_shape(partial(initial, net, event)).params
-    apply: Any = jax.jit(net.apply)
-    return cost(apply.lower(params, shape_of(1, event), jax.ShapeDtypeStruct((1,), jnp.float32)))["flops"]
-
-
 def step_counts(net: nn.Module, event: Event, *, batches: tuple[int, int] = (2, 4)) -> Counts:
     """Of a training step on one chip; no array is made."""
     state = jax.eval_shape(partial(initial, net, event))

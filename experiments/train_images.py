@@ -190,8 +190,9 @@ def run_training(config: Config, run: Run) -> None:
     params = model.init(jax.random.key(config.seed))
     count = 1 + len(config.widths) if config.widths else None
     state = init_state(params, optimizer_of(config), jax.random.key(config.seed + 1), averages=count)
+    flops = forward_flops(model.network.clone(remat=False), model.shape, classes=config.classes)
     peak, source = peak_flops()
-    meter = Meter(config.batch, forward_flops(model, params), peak)
+    meter = Meter(config.batch, flops, peak)
     if first():
         size = sum(leaf.size for leaf in jax.tree.leaves(params))
         print(f"{size:,} parameters; {jax.device_count()} devices of {jax.process_count()} process(es), together")
@@ -206,6 +207,7 @@ def run_training(config: Config, run: Run) -> None:
     ):
         begun = checkpoints.latest() or 0
         with Reports(run, meter, steps=config.steps, after=begun) as reports:
+            numbers: dict[str, float] = {}
             ends = [*range(config.evaluate_every, config.steps, config.evaluate_every), config.steps]
             for end in (end for end in ends if end > begun or end == config.steps):
                 state = train(

@@ -151,8 +151,7 @@ class DamagedTogether(Damaged):
 def test_a_bad_record_is_named(kind, prefetch, damage, message):
     stream = batches(kind(damage), 4, seed=0, prefetch=prefetch)
     with pytest.raises(ValueError, match=message):
-        for _ in range(6):
-            next(stream)
+        take(stream, 6)
     with pytest.raises(ValueError, match=message):
         load(kind(damage))
 

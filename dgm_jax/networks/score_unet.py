@@ -13,12 +13,11 @@ arXiv:2206.00364, table 7, for EDM's.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from statistics import NormalDist
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
-import scipy.special
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -205,8 +204,8 @@ RESIZE: dict[tuple[str | None, bool], Callable[[Any], Any]] = {
 
 def fourier_frequencies(width: int) -> tuple[float, ...]:
     """`width` quantiles of |N(0, 16^2)|, in turns for each unit of t; sines know no sign."""
-    shares = (np.arange(width) + 0.5) / width
-    return tuple((FOURIER_STD * 2**0.5 * scipy.special.erfinv(shares)).tolist())
+    law = NormalDist(sigma=FOURIER_STD)
+    return tuple(law.inv_cdf(0.5 + (i + 0.5) / (2 * width)) for i in range(width))
 
 
 def _groups(x: Images) -> int:

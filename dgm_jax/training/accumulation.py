@@ -32,6 +32,7 @@ from dgm_jax.training.step import (
 )
 from dgm_jax.typing import Keys
 
+Piece = int | Int[Array, ""]
 Sums = tuple[PyTree, Metrics]  # means over all pieces of the gradients and of the metrics, so far
 
 
@@ -39,7 +40,7 @@ class Accumulation(NamedTuple):
     """The three programs of a step in pieces, to be compiled for one device or many."""
 
     begin: Callable[[TrainState, PyTree], Sums]
-    add: Callable[[TrainState, Sums, PyTree, Int[Array, ""]], Sums]  # may donate the sums
+    add: Callable[[TrainState, Sums, PyTree, Piece], Sums]  # may donate the sums
     finish: Callable[[TrainState, Sums], tuple[TrainState, Metrics]]  # may donate the state
 
 
@@ -64,7 +65,7 @@ def accumulation(
     """
     check_decay(ema_decay)
 
-    def piece_gradients(state: TrainState, batch: PyTree, piece: Int[Array, ""]) -> Sums:
+    def piece_gradients(state: TrainState, batch: PyTree, piece: Piece) -> Sums:
         keys = keys_of(jax.random.fold_in(state.key, state.step), batch_size(batch))
         batch, keys = _piece((batch, keys), piece, pieces, groups)
         return gradients_of(loss_fn, state.params, batch, keys)
@@ -73,11 +74,12 @@ def accumulation(
         like = jax.eval_shape(piece_gradients, state, batch, jnp.zeros((), jnp.int32))
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
 
-    def add(state: TrainState, sums: Sums, batch: PyTree, piece: Int[Array, ""]) -> Sums:
+    def add(state: TrainState, sums: Sums, batch: PyTree, piece: Piece) -> Sums:
         return jax.tree.map(lambda s, new: s + new / pieces, sums, piece_gradients(state, batch, piece))
 
     def finish(state: TrainState, sums: Sums) -> tuple[TrainState, Metrics]:
-        return update(state, *mean(sums), optimizer, ema_decay)
+        gradients, metrics = mean(sums)
+        return update(state, gradients, metrics, optimizer, ema_decay)
 
     return Accumulation(begin, add, finish)
 
@@ -101,7 +103,7 @@ def check_pieces(pieces: int) -> int:
     return pieces
 
 
-def _piece(tree: PyTree, piece: Int[Array, ""], pieces: int, groups: int) -> PyTree:
+def _piece(tree: PyTree, piece: Piece, pieces: int, groups: int) -> PyTree:
     """Rows `piece` of `pieces` of each of `groups` neighbouring parts of the leading axis."""
     size = batch_size(tree)
     if size % (groups * pieces):

@@ -93,6 +93,8 @@ class Checkpoints:
             raise ValueError(
                 f"Expected data_state of bytes or JSON, as it is stored so; got {data_state!r}."
             ) from error
+        if not any(leaf.size for leaf in leaves.values()):
+            raise ValueError(f"Expected a state with values in it, as nothing else can be restored; got {state!r}.")
         stored = {path: _on_host(leaf) for path, leaf in leaves.items() if leaf.size}
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(stored), meta=ocp.args.JsonSave(header))
         self.wait()  # as orbax does, and raises here what the writer of the step before met
