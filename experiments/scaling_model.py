@@ -10,7 +10,7 @@ chip (weak). The same model, told what this machine's matrix products, memory an
 steps of 1, 2 and 4 processes on it (`_scaling_check`). Last, what the papers' runs would cost (`_scaling_costs`).
 It writes scaling.csv, tables.md and scaling_model.png.
 
-Expected; all but the check is arithmetic, the same on any machine with the same jax. The check is of three runs, on
+Expected; all but the check is arithmetic, the same on any machine with the same jax. The check is of four runs, on
 2 cores shared with others:
 
     a step of 128 images on one chip   TPU v4 70 ms, v5e 103, v5p 30, v6e 51, A100 41, H100 25, H200 18; all by memory
