@@ -32,7 +32,7 @@ def reconstruction_error(space: LatentSpace, x: Data) -> PerExample:
     again = space.decode(space.encode(x))
     if again.shape != x.shape:
         raise ValueError(f"Expected a space that decodes to the shape of x, {x.shape}; got {again.shape}.")
-    return sum_events((again - x) ** 2) / (x.size // len(x))
+    return sum_events((again - x) ** 2) / (x.size // x.shape[0])
 
 
 def perceptual_path_length(
@@ -58,13 +58,13 @@ def perceptual_path_length(
     if not in_order(0, epsilon, 1) or known_number(epsilon) == 0:
         raise ValueError(f"Expected epsilon in (0, 1], as a difference is divided by it; got {epsilon}.")
     shares = jax.vmap(lambda key: jax.random.uniform(key, (), z_0.dtype, 0.0, 1.0 - epsilon))(
-        example_keys(key, len(z_0))
+        example_keys(key, z_0.shape[0])
     )
 
     def seen(z: Data) -> Float[Array, "batch values"]:
         found = features(decode(z))
         if found.shape[:1] != z.shape[:1]:
-            raise ValueError(f"Expected features [{len(z)}, ...], as each path has its own; got {found.shape}.")
+            raise ValueError(f"Expected features [{z.shape[0]}, ...], as each path has its own; got {found.shape}.")
         return flat(found)
 
     near, far = (seen(z) for z in rule(z_0, z_1, jnp.stack([shares, shares + epsilon])))
@@ -93,7 +93,7 @@ def linear_separability(latents: Data, labels: Attribute, *, penalty: float) -> 
         check_attribute(latents[half], labels[half])
     weights, intercept = logistic_weights(flat(latents[::2]), labels[::2], penalty=penalty)
     side, truth = flat(latents[1::2]) @ weights + intercept > 0, labels[1::2] == 1
-    n = len(truth)
+    n = truth.shape[0]
     table = jnp.stack([jnp.stack([((side == s) & (truth == c)).sum() for c in (False, True)]) for s in (False, True)])
     joint = table.astype(weights.dtype) / n
     given = joint / jnp.maximum(joint.sum(1, keepdims=True), jnp.finfo(joint.dtype).tiny)

@@ -79,15 +79,15 @@ def smc(
     x = draw_prior(process, key_prior, shape, ts)
     plan = reverse_grid(process, x, ts)
     of_likelihood = jax.eval_shape(log_likelihood, x).shape
-    if of_likelihood != (len(x),):
+    if of_likelihood != (x.shape[0],):
         raise ValueError(
-            f"Expected log_likelihood of shape {(len(x),)}, as each particle is weighed; got {of_likelihood}."
+            f"Expected log_likelihood of shape {(x.shape[0],)}, as each particle is weighed; got {of_likelihood}."
         )
     denoise = traced_once(denoise)
 
     def steered(x: Data, t: Scalar) -> tuple[Data, PerExample, Data]:
         """The estimate, the log twist, and its gradient by x."""
-        each = jnp.full(len(x), t)
+        each = jnp.full(x.shape[0], t)
         estimate, pull = jax.vjp(lambda x: check_like(denoise(x, each), x, "denoiser"), x)
         value, pull_twist = jax.vjp(lambda estimate: twist(estimate, each), estimate)
         if value.shape != each.shape:
@@ -100,9 +100,11 @@ def smc(
         key_resample, key_noise = split(key)
         size = effective_size(log_weights)
         total = jax.nn.logsumexp(log_weights)
-        again = size < jnp.asarray(threshold, x.dtype) * len(x)
-        rows = jnp.where(again, systematic(log_weights, key_resample, len(x)), jnp.arange(len(x), dtype=jnp.int32))
-        log_weights = jnp.where(again, -jnp.log(jnp.asarray(len(x), x.dtype)), log_weights - total)
+        again = size < jnp.asarray(threshold, x.dtype) * x.shape[0]
+        rows = jnp.where(
+            again, systematic(log_weights, key_resample, x.shape[0]), jnp.arange(x.shape[0], dtype=jnp.int32)
+        )
+        log_weights = jnp.where(again, -jnp.log(jnp.asarray(x.shape[0], x.dtype)), log_weights - total)
         x, estimate, value, gradient = (a[rows] for a in (x, estimate, value, gradient))
         kernel = posterior_of(process, t, s)
         std = jnp.sqrt(kernel.posterior)
@@ -116,7 +118,7 @@ def smc(
         return (moved, after, log_weights + quotient + after[1] - value, evidence + total), size
 
     begin = steered(x, plan.ts[0])
-    log_weights = begin[1] - jnp.log(jnp.asarray(len(x), x.dtype))
+    log_weights = begin[1] - jnp.log(jnp.asarray(x.shape[0], x.dtype))
     pairs = plan.ts[:-1], plan.ts[1:]
     keys = jax.random.split(key_steps, len(plan.ts) - 1)
     carry = x, begin, log_weights, jnp.zeros((), x.dtype)

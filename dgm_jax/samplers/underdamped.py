@@ -56,6 +56,7 @@ class UnderdampedLangevin:
         """One solve from t = 0 to `time`."""
         key_velocity, key_path = split(keys)
         event = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+        # Rounded once, while tracing, so that samples do not depend on how a program fuses the clock.
         with jax.ensure_compile_time_eval():
             clock = self.time * jnp.linspace(0.0, 1.0, self.steps + 1, dtype=x.dtype)
         path = independent_increments(key_path, event, self.solver)
@@ -84,7 +85,8 @@ class _Unchecked(diffrax.AbstractStratonovichSolver):
     """A solver of underdamped Langevin dynamics without its check that drift and diffusion have one friction.
 
     That check is a host callback, which breaks export. Friction and mass stay scalars here, where the solver's own
-    `init` makes arrays of the shape of x of them and of each of their coefficients.
+    `init` makes arrays of the shape of x of them and of each of their coefficients. Names of diffrax that are not public
+    are used, those of 0.7.2; `test_export.py` and `test_lowering.py` fail where a later version has others.
     """
 
     solver: diffrax.ALIGN | diffrax.ShOULD | diffrax.QUICSORT

@@ -176,13 +176,13 @@ def pack(x: Data, *, degree: int) -> Float[Array, " groups *packed"]:
 
     Reference: Lin et al. 2018, arXiv:1712.04086.
     """
-    if not is_count(degree) or x.ndim < 2 or len(x) % degree:
+    if not is_count(degree) or x.ndim < 2 or x.shape[0] % degree:
         raise ValueError(
             f"Expected a batch [batch, ..., channels] divisible by degree >= 1, as groups of examples are joined; got "
             f"{x.shape=}, {degree=}."
         )
-    groups = x.reshape(len(x) // degree, degree, *x.shape[1:])
-    return jnp.moveaxis(groups, 1, -2).reshape(len(groups), *x.shape[1:-1], degree * x.shape[-1])
+    groups = x.reshape(x.shape[0] // degree, degree, *x.shape[1:])
+    return jnp.moveaxis(groups, 1, -2).reshape(groups.shape[0], *x.shape[1:-1], degree * x.shape[-1])
 
 
 def clip_weights(limit: float) -> optax.GradientTransformation:
