@@ -85,8 +85,8 @@ class _Unchecked(diffrax.AbstractStratonovichSolver):
     """A solver of underdamped Langevin dynamics without its check that drift and diffusion have one friction.
 
     That check is a host callback, which breaks export. Friction and mass stay scalars here, where the solver's own
-    `init` makes arrays of the shape of x of them and of each of their coefficients. Names of diffrax that are not public
-    are used, those of 0.7.2; `test_export.py` and `test_lowering.py` fail where a later version has others.
+    `init` makes arrays of the shape of x of them and of each of their coefficients. Names of diffrax that are not
+    public are used, those of 0.7.2; `test_export.py` and `test_lowering.py` fail where a later version has others.
     """
 
     solver: diffrax.ALIGN | diffrax.ShOULD | diffrax.QUICSORT
