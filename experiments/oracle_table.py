@@ -36,6 +36,7 @@ from experiments._oracle_rows import (
 )
 from experiments._oracle_samplers import recipe_rows, solver_rows
 from experiments._oracle_solves import forward_rows, likelihood_rows, ode_rows, sde_rows
+from experiments._oracle_training import training_rows
 from experiments._oracle_two_sample import two_sample_rows
 from experiments._oracle_variational import variational_rows
 from experiments._run import parse
@@ -74,6 +75,7 @@ SECTIONS = {
     "Coverage, memorisation, Wasserstein distances": coverage_rows,
     "Distances of features": frechet_rows,
     "Noise floors and intervals": floor_rows,
+    "Training": training_rows,
 }
 COLUMNS = ("method", "paper", "process", "oracle", "error", "tolerance", "fitted order")
 LEGEND = """\
@@ -105,6 +107,7 @@ Where tolerances come from:
 - **Bounds** are held against closed forms in standard errors.
 - **Adversarial losses and autoencoders** depend on no process. Divergences at the best discriminator are integrals of
   smooth densities, right to 1e-9; the linear Gaussian autoencoder has its likelihood and posterior in closed form.
+- **Training** depends on no process: averages, steps in pieces and resizing are sums that NumPy and SciPy take again.
 - **Metrics** depend on no process. Statistics are other libraries' to rounding; p-values are counted over repetitions,
   in standard errors of their share.
 - **Orders** are fitted to 16, 32 and 64 steps, those of the ODE under VE to 64, 128 and 256, where its errors have

@@ -87,6 +87,7 @@ def test_every_public_method_has_a_row(page, name):
 OF_NO_PROCESS = {
     *("Dequantisation", "Variational autoencoders", "Marginal likelihood and vector quantisation", "Two-sample tests"),
     *("Coverage, memorisation, Wasserstein distances", "Distances of features", "Noise floors and intervals"),
+    "Training",
 }
 
 
