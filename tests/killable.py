@@ -1,4 +1,4 @@
-"""A small training run to be killed: python killable.py folder address processes rank.
+"""A small training run to be killed: python killable.py folder address processes rank steps.
 
 Resumes from what the folder holds, appends each finished step to a file of its own, and ends by writing its parameters.
 """
@@ -12,12 +12,13 @@ import jax
 import numpy as np
 
 STEPS = 60
+LONG = 400  # for twenty kills
 
 
-def main(folder, address, processes, rank):
+def main(folder, address, processes, rank, steps):
     jax.config.update("jax_num_cpu_devices", 2)
     if processes:
-        jax.distributed.initialize(address, processes, rank, heartbeat_timeout_seconds=10)
+        jax.distributed.initialize(address, processes, rank, heartbeat_timeout_seconds=10, initialization_timeout=30)
     import test_sharded as one
 
     from dgm_jax.data import batches
@@ -43,7 +44,7 @@ def main(folder, address, processes, rank):
             step,
             one.fresh(),
             stream,
-            steps=STEPS,
+            steps=steps,
             checkpoints=checkpoints,
             save_every=3,
             log_every=1,
@@ -55,4 +56,4 @@ def main(folder, address, processes, rank):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:6]))
