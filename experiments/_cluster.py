@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from experiments._run import Run, open_run, virtual_devices
+from experiments._run import Run, check_settings, open_run, virtual_devices
 
 HEARTBEAT = 100  # seconds without a sign of life after which a process counts as dead, and all others stop
 
@@ -61,5 +61,7 @@ def open_together(config: Any) -> Run:
         run = open_run(config)
         wait_for_all("run opened")
         return run
+    if not config.fresh:
+        check_settings(config)  # what the first refuses now, the others do by themselves, and nobody waits
     wait_for_all("run opened")
     return open_run(replace(config, fresh=False))

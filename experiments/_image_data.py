@@ -53,7 +53,8 @@ def image_records(dataset: str, split: str, *, size: int, classes: int, data_dir
     """One split of a TFDS data set; `size` 0 keeps the images' own, `classes` 0 leaves labels out.
 
     Raises:
-        ValueError: records have no image, or no label where classes are asked for, or labels beyond them.
+        ValueError: records have no image, or no label where classes are asked for; or labels beyond them, in the first
+            256 records.
     """
     records = source(dataset, split, data_dir=data_dir)
     first = records[0]

@@ -5,6 +5,7 @@ of different steps differ by the network alone.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import diffrax
@@ -17,20 +18,21 @@ from dgm_jax.data.records import read
 from dgm_jax.likelihood import bits_per_dim, dequantize, log_likelihood
 from dgm_jax.numerics import split
 from dgm_jax.processes import karras_grid, log_snr_grid
-from dgm_jax.samplers import sample_ode
+from dgm_jax.samplers import final_denoising, sample_ode
 from dgm_jax.training.parallel import pmap_sampler
 from experiments._image_data import ImageRecords
 from experiments._image_models import ImageModel
 
 
 def drawer(model: ImageModel, *, steps: int, scale: float) -> Callable[..., jax.Array]:
-    """(params, keys, labels) -> images in [-1, 1], by Heun on the probability-flow ODE (Karras et al. 2022)."""
+    """(params, keys, labels) -> images, by Heun on the probability-flow ODE, denoised at the end."""
     ts = karras_grid(model.process, steps, t_min=model.t_min)
 
     def sample(params: Any, keys: jax.Array, labels: jax.Array) -> jax.Array:
         denoise = model.guided(params, labels if model.classes else None, scale)
         shape = (keys.shape[0], *model.shape)
-        return sample_ode(denoise, model.process, keys, shape, ts=ts, coordinates="noise").x
+        drawn = sample_ode(denoise, model.process, keys, shape, ts=ts, coordinates="noise")
+        return final_denoising(denoise, drawn, model.t_min).x
 
     return sample
 
@@ -63,7 +65,8 @@ class Evaluation:
         self._model, self._coded = model, min(coded, images)
         self._batch = read(held_out, np.linspace(0, len(held_out) - 1, images).astype(int).tolist())
         self._keys = jax.random.split(jax.random.key(seed), images)
-        loss_fn = model.loss(dropped=0.0, flip=False)
+        still = replace(model, network=model.network.clone(dropout=0.0))  # type: ignore[call-arg]
+        loss_fn = still.loss(dropped=0.0, flip=False)
         # one example at a time, as the loss is a mean
         each = jax.vmap(lambda params, row, key: loss_fn(params, row, key), in_axes=(None, 0, 0))
 
@@ -75,7 +78,7 @@ class Evaluation:
         self._draw = pmap_sampler(drawer(model, steps=steps, scale=1.0))
 
     def numbers(self, params: Any) -> dict[str, float]:
-        """Means over the images held out, each with its standard error."""
+        """Means over the images held out, each with its standard error where there are several."""
         losses = np.asarray(self._losses(params, self._keys, self._batch))
         head = jax.tree.map(lambda leaf: leaf[: self._coded], self._batch)
         bits = np.asarray(self._code(params, self._keys[: self._coded], head))
@@ -88,5 +91,6 @@ class Evaluation:
 
 
 def _mean(name: str, values: np.ndarray) -> dict[str, float]:
-    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return {name: float(values.mean()), f"{name}_standard_error": float(error)}
+    if len(values) == 1:
+        return {name: float(values[0])}
+    return {name: float(values.mean()), f"{name}_standard_error": float(values.std(ddof=1) / len(values) ** 0.5)}

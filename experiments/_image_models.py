@@ -68,14 +68,18 @@ class ImageModel:
             case "sub-vp":
                 return sub_variance_preserving()
             case "ve":
-                return variance_exploding()
+                return variance_exploding(0.02, 100.0)  # 0.01 and 50 for images in [0, 1], as the paper has them
             case "edm":
                 return karras()
 
     @property
     def t_min(self) -> float:
-        """Where sampling ends and training times begin."""
+        """Where sampling ends, but for the last call of the denoiser."""
         return {"ddpm": 1 / STEPS, "vp": 1e-3, "sub-vp": 1e-3, "ve": 1e-5, "edm": 0.0}[self.process_name]
+
+    def check(self) -> None:
+        """Raise `ValueError` where the network cannot take images of this shape; nothing is computed."""
+        jax.eval_shape(self.init, jax.random.key(0))
 
     def init(self, key: jax.Array) -> Any:
         """Parameters."""

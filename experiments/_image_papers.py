@@ -8,7 +8,7 @@
     edm-ve         the same, NCSN++
     edm-class      edm-vp with classes, of which a tenth is dropped, for classifier-free guidance
 
-EDM's augmentation is not here: images are mirrored only.
+EDM's augmentation is not here, images are mirrored only, and the average begins by `ema_warmup` in place of its ramp.
 """
 
 from dataclasses import replace
@@ -26,6 +26,7 @@ EDM = {
     "learning_rate": 1e-3,
     "warmup": 19_531,  # 10 million images
     "steps": 390_625,  # 200 million images
+    "clip": float("inf"),
     "ema_decay": 0.99929,  # half in 0.5 million images
 }
 PAPERS: dict[str, dict[str, Any]] = {

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments._cluster import first
 from experiments._image_data import png
-from experiments._run import Run, progress
+from experiments._run import Run, progress, write_aside
 from experiments._throughput import Meter
 
 
@@ -36,7 +36,9 @@ class Logs:
         self._board.close()
 
     def numbers(self, step: int, values: dict[str, Any]) -> None:
-        """One record of numbers."""
+        """One record of numbers, unless an earlier process has made it."""
+        if any(record["step"] == step and record.keys() >= values.keys() for record in self._run.records()):
+            return
         floats = {name: float(value) for name, value in values.items()}
         self._run.log(step=step, **floats)
         for name, value in floats.items():
@@ -48,9 +50,7 @@ class Logs:
         from PIL import Image
 
         path = self._run.directory / f"{name}-{step:07d}.png"
-        scratch = path.with_name(f".{path.name}.part")
-        scratch.write_bytes(png)
-        scratch.replace(path)
+        write_aside(path, png)
         self._board.add_image(name, np.asarray(Image.open(io.BytesIO(png)).convert("RGB")), step, dataformats="HWC")
 
 

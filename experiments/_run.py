@@ -108,16 +108,12 @@ def open_run(config: Any) -> Run:
         aside = next(p for n in range(1, 10**6) if not (p := directory.with_name(f"{directory.name}.{n}")).exists())
         directory.rename(aside)
         print(f"Moved the run that was in {directory} to {aside}.")
-    aside = (*NOT_SCIENCE, *getattr(config, "NOT_SCIENCE", ()))
-    settings = json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in aside}))
+    settings, different = check_settings(config)
     if (directory / "config.json").exists():
-        saved = _read(directory)
-        different = _difference(saved["config"], settings)
-        if different and not getattr(config, "changed", False):
-            _refuse(directory, different, changeable=hasattr(config, "changed"))
         if different:
+            (directory / "scores.json").unlink(missing_ok=True)  # of the other settings; metrics.jsonl has them too
             print(f"Going on in {directory} with\n" + "\n".join(different))
-            _write(directory / "config.json", {**saved, "config": settings})
+            _write(directory / "config.json", {**_read(directory), "config": settings})
         records = directory / "metrics.jsonl"
         if records.exists() and records.read_bytes()[-1:] not in (b"", b"\n"):
             Run(directory).forget_after(float("inf"))  # a line cut short by a kill, which the next record would join
@@ -125,6 +121,18 @@ def open_run(config: Any) -> Run:
         directory.mkdir(parents=True, exist_ok=True)
         _write(directory / "config.json", {"config": settings, "measured": {}})
     return Run(directory)
+
+
+def check_settings(config: Any) -> tuple[dict[str, Any], list[str]]:
+    """What of the configuration is the experiment, and how it differs from the run that is there, where it may."""
+    directory, aside = Path(config.run_dir), (*NOT_SCIENCE, *getattr(config, "NOT_SCIENCE", ()))
+    settings = json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in aside}))
+    if not (directory / "config.json").exists():
+        return settings, []
+    different = _difference(_read(directory)["config"], settings)
+    if different and not getattr(config, "changed", False):
+        _refuse(directory, different, changeable=hasattr(config, "changed"))
+    return settings, different
 
 
 def begin(config: Any, *, devices: int = 8) -> Run:
@@ -176,9 +184,13 @@ def _write(path: Path, values: dict[str, Any]) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
+    write_aside(path, text.encode())
+
+
+def write_aside(path: Path, data: bytes) -> None:
     """Written aside and renamed, so that a kill leaves the old file or the new one."""
     scratch = path.with_name(f".{path.name}.part")
-    scratch.write_text(text)
+    scratch.write_bytes(data)
     scratch.replace(path)
 
 

@@ -28,15 +28,16 @@ from dgm_jax.data import from_unit
 from dgm_jax.data.records import read
 from dgm_jax.metrics import frechet_of, load_inception, noise_floor, sliced_wasserstein
 from dgm_jax.processes import karras_grid, log_snr_grid, uniform
-from dgm_jax.samplers import Samples, ddim, ddpm, dpm_solver_pp_2m, edm_heun, sample_sde
-from dgm_jax.training import load_params, reconstruct, saved_steps
+from dgm_jax.samplers import Samples, ddim, ddpm, dpm_solver_pp_2m, edm_heun, final_denoising, sample_sde
+from dgm_jax.training import load_params, reconstruct, reconstruction_error, saved_steps
 from dgm_jax.training.parallel import pmap_sampler
+from dgm_jax.typing import Denoiser
 from experiments import train_images
 from experiments._cluster import HEARTBEAT, first, join, open_together, wait_for_all
 from experiments._image_data import image_records, png
 from experiments._image_files import ImageFiles
 from experiments._image_models import ImageModel
-from experiments._run import parse, read_config
+from experiments._run import Run, parse, read_config, write_aside
 
 PROJECTIONS = 256
 
@@ -71,53 +72,77 @@ SMOKE = Config(samples=20, chunk=4, steps=2, real=40, run_dir="runs/sample_image
 
 
 def sampler_of(config: Config, model: ImageModel) -> Callable[..., Samples]:
-    """(denoise, key, shape) -> Samples."""
-    process, t_min = model.process, model.t_min
-    match config.sampler:
-        case "heun":
-            ts = karras_grid(process, config.steps, t_min=t_min)
-            return lambda denoise, key, shape: edm_heun(denoise, process, key, shape, ts=ts)
-        case "ddim":
-            ts = uniform(config.steps, t_min=t_min)
-            return lambda denoise, key, shape: ddim(denoise, process, key, shape, ts=ts)
-        case "ddpm":
-            ts = uniform(config.steps, t_min=t_min)
-            return lambda denoise, key, shape: ddpm(denoise, process, key, shape, ts=ts, variance="posterior")
-        case "dpm-solver++":
-            ts = log_snr_grid(process, config.steps, t_min=max(t_min, 1e-5), t_max=1.0)
-            return lambda denoise, key, shape: dpm_solver_pp_2m(denoise, process, key, shape, ts=ts)
-        case "sde":
-            ts = karras_grid(process, config.steps, t_min=t_min)
-            return lambda denoise, key, shape: sample_sde(denoise, process, key, shape, ts=ts, coordinates="noise")
+    """(denoise, key, shape) -> Samples, from which the last noise is taken by one call of the denoiser."""
+    process, t_min, steps = model.process, model.t_min, config.steps
+    chain = model.process_name == "ddpm"  # its own steps end without noise
+    even = uniform(steps, t_min=0.0 if chain else t_min)
+    karras = karras_grid(process, steps, t_min=t_min)
+
+    def draw(denoise: Denoiser, key: jax.Array, shape: tuple[int, ...]) -> Samples:
+        match config.sampler:
+            case "heun":
+                drawn = edm_heun(denoise, process, key, shape, ts=karras)
+            case "ddim":
+                drawn = ddim(denoise, process, key, shape, ts=even)
+            case "ddpm":
+                drawn = ddpm(denoise, process, key, shape, ts=even, variance="posterior")
+            case "dpm-solver++":
+                ts = log_snr_grid(process, steps, t_min=max(t_min, 1e-5), t_max=1.0)
+                drawn = dpm_solver_pp_2m(denoise, process, key, shape, ts=ts)
+            case "sde":
+                drawn = sample_sde(denoise, process, key, shape, ts=karras, coordinates="noise")
+        if chain and config.sampler in ("ddim", "ddpm"):
+            return drawn
+        return final_denoising(denoise, drawn, t_min)
+
+    return draw
 
 
-def trained_model(config: Config) -> tuple[ImageModel, train_images.Config, Any]:
-    """The model of the run, its configuration, and the parameters to draw with."""
-    directory = Path(config.trained)
-    settings = train_images.SMOKE if config.smoke else read_config(directory, train_images.Config)
+def trained_model(config: Config) -> tuple[ImageModel, train_images.Config]:
+    """The model of the run and its configuration; what cannot be drawn is refused."""
+    settings = train_images.SMOKE if config.smoke else read_config(config.trained, train_images.Config)
+    if config.scale != 1 and not (settings.classes and settings.dropped > 0):
+        raise SystemExit(
+            f"Expected --scale 1, as guidance needs a model that was trained with classes of which some were dropped; "
+            f"got scale={config.scale}, classes={settings.classes}, dropped={settings.dropped}."
+        )
+    if min(config.samples, config.chunk, config.steps, config.real) < 1:
+        raise SystemExit("Expected samples, chunk, steps and real >= 1, as they count.")
     records = image_records(
         settings.dataset, settings.test_split, size=settings.size, classes=settings.classes, data_dir=config.data_dir
     )
-    model = train_images.model_of(settings, read(records, [0])["image"].shape[1:])
+    return train_images.model_of(settings, read(records, [0])["image"].shape[1:]), settings
+
+
+def trained_params(config: Config, settings: train_images.Config, run: Run, model: ImageModel) -> Any:
+    """The parameters to draw with: those of the step that was the newest when the first file was drawn."""
     if config.smoke:
-        return model, settings, model.init(jax.random.key(0))
-    if config.width is None:
-        part = "ema/0" if settings.widths else "ema"
-        return model, settings, load_params(directory / "checkpoints", part=part)
-    return model, settings, average_of_width(directory / "averages", settings.widths, config.width)
-
-
-def average_of_width(directory: Path, widths: tuple[float, ...], width: float) -> Any:
-    """The average of relative width `width` at the last stored step, from all that are stored."""
+        return model.init(jax.random.key(0))
+    directory = Path(config.trained) / ("checkpoints" if config.width is None else "averages")
     steps = saved_steps(directory)
-    if not steps or not widths:
+    if not steps or (config.width is not None and not settings.widths):
         raise SystemExit(
-            f"Expected averages stored by train_images --widths, as others are made of them; got {steps=}, {widths=} "
-            f"in {directory}."
+            f"Expected parameters in {directory}, as images are drawn with them (averages: train_images --widths); got "
+            f"steps={steps}, widths={settings.widths}."
         )
+    if first():
+        run.measured("step", lambda: steps[-1])
+    wait_for_all("the step is known")
+    step = run.measured("step", lambda: steps[-1])
+    if config.width is None:
+        return load_params(directory, step=step, part="ema/0" if settings.widths else "ema")
+    return average_of_width(directory, settings.widths, [s for s in steps if s <= step], config.width)
+
+
+def average_of_width(directory: Path, widths: tuple[float, ...], steps: list[int], width: float) -> Any:
+    """The average of relative width `width` at the last of the steps, from all that are stored until then."""
     stored = [(step, k) for step in steps for k in range(len(widths))]
     trees = [load_params(directory, step=step, part=f"averages/{k}") for step, k in stored]
-    return reconstruct(trees, [step for step, _ in stored], [widths[k] for _, k in stored], step=steps[-1], width=width)
+    of_steps, of_widths = [step for step, _ in stored], [widths[k] for _, k in stored]
+    if first():
+        error = reconstruction_error(of_steps, of_widths, step=steps[-1], width=width)
+        print(f"width {width} at step {steps[-1]}: its profile is missed by {error:.1%} of its norm", flush=True)
+    return reconstruct(trees, of_steps, of_widths, step=steps[-1], width=width)
 
 
 def draw_files(config: Config, files: ImageFiles, model: ImageModel, params: Any) -> None:
@@ -181,16 +206,17 @@ def main(config: Config) -> None:
     join(config.coordinator, config.process_id, config.num_processes, heartbeat=config.heartbeat)
     if config.smoke:
         jax.config.update("jax_disable_most_optimizations", True)
+    model, settings = trained_model(config)
     run = open_together(config)
     if run.said_done("samples.png", "scores.json"):
         return
-    model, settings, params = trained_model(config)
+    params = trained_params(config, settings, run, model)
     files = ImageFiles(run.directory, -(-config.samples // config.chunk), config.chunk, model.shape)
     draw_files(config, files, model, params)
     wait_for_all("all files drawn")
     if first():
         fake = files.images()[: config.samples]
-        (run.directory / "samples.png").write_bytes(png(fake[:100], 10 if len(fake) >= 100 else len(fake)))
+        write_aside(run.directory / "samples.png", png(fake[:100], 10 if len(fake) >= 100 else len(fake)))
         scores = score(config, settings, fake)
         run.finish(scores)
         print({name: value if isinstance(value, int) else round(value, 4) for name, value in scores.items()})

@@ -10,7 +10,8 @@ process is told: --coordinator <host>:<port> --process-id <i> --num-processes <n
 Data sets are those of the TFDS catalog by name (mnist, fashion_mnist, cifar10, cifar100, celeb_a,
 imagenet_resized/64x64, ...), prepared once by `dgm_jax.data.download`; mnist5k and digits need no network. Computation
 is in --dtype; parameters, their averages and the optimiser's state are float32. It writes config.json, metrics.jsonl,
-tensorboard/, checkpoints/, samples-<step>.png and, at the end, scores.json to runs/<name>/, and nothing elsewhere.
+tensorboard/, checkpoints/, samples-<step>.png and, at the end, scores.json to runs/<name>/, and nothing elsewhere
+(--fresh renames a run that is there).
 Running it again resumes, on any number of devices and hosts and with either back end. SIGTERM saves and ends with
 status 75. With --widths, averages of those relative widths are kept and stored, from which any other is made afterwards
 (Karras et al. 2024, arXiv:2312.02696): `sample_images --width 0.13`.
@@ -19,32 +20,22 @@ status 75. With --widths, averages of those relative widths are kept and stored,
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
-import optax
 
 from dgm_jax.data.records import read
-from dgm_jax.training import Checkpoints, ema_warmup, init_state, power_decay, train
-from dgm_jax.training.parallel import (
-    data_mesh,
-    mesh_fetch,
-    mesh_place,
-    mesh_shard,
-    mesh_step,
-    pmap_step,
-    replicate,
-    shard,
-    unreplicate,
-)
+from dgm_jax.training import Checkpoints, Preempted, init_state, saved_steps, train
+from dgm_jax.training.preemption import watch_for_preemption
 from experiments._cluster import HEARTBEAT, first, join, open_together
-from experiments._image_data import image_records, levels_of, local_batches
+from experiments._image_data import ImageRecords, image_records, levels_of, local_batches
 from experiments._image_evaluation import Evaluation
 from experiments._image_models import ImageModel, NetworkName, ProcessName, image_model
 from experiments._image_papers import of_paper
+from experiments._image_steps import averages, back_end, optimizer_of, params_of
 from experiments._reports import Reports
-from experiments._run import Run, parse
+from experiments._run import Run, parse, read_config
 from experiments._throughput import Meter, forward_flops, peak_flops
 
 
@@ -131,38 +122,14 @@ def model_of(config: Config, shape: tuple[int, int, int]) -> ImageModel:
     )
 
 
-def optimizer_of(config: Config) -> optax.GradientTransformation:
-    """Adam with a linear warm-up and clipping, as the papers train."""
-    rate = optax.schedules.warmup_constant_schedule(0.0, config.learning_rate, max(config.warmup, 1))
-    steps = optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(rate))
-    return optax.apply_if_finite(steps, config.skip_nonfinite) if config.skip_nonfinite else steps
-
-
-def averages(config: Config) -> Any:
-    """One moving average, and those of `widths` beside it."""
-    decay = ema_warmup(config.ema_decay)
-    return (decay, *map(power_decay, config.widths)) if config.widths else decay
-
-
-def params_of(ema: Any, config: Config) -> Any:
-    """The average that samplers use, of the state's."""
-    return ema[0] if config.widths else ema
-
-
-def back_end(config: Config, model: ImageModel) -> tuple[Any, Any, Any]:
-    """(step of a placed state and a local batch, place, fetch) of the chosen back end."""
-    loss_fn, optimizer = model.loss(dropped=config.dropped, flip=config.flip), optimizer_of(config)
-    options: dict[str, Any] = {"ema_decay": averages(config), "pieces": config.pieces}
-    if config.back_end == "pmap":
-        by_pmap = pmap_step(loss_fn, optimizer, **options)
-        return lambda state, batch: by_pmap(state, shard(batch)), replicate, unreplicate
-    mesh = data_mesh(parameter_shards=config.parameter_shards)
-    by_mesh = mesh_step(loss_fn, optimizer, mesh=mesh, **options)
-    return lambda state, batch: by_mesh(state, mesh_shard(batch, mesh)), partial(mesh_place, mesh=mesh), mesh_fetch
-
-
 def check(config: Config) -> None:
     """Refuse what could only fail later."""
+    counts = ("steps", "batch", "evaluate_every", "save_every", "log_every", "pieces", "held_out", "coded")
+    for name in (*counts, "sampling_steps", "parameter_shards"):
+        if getattr(config, name) < 1:
+            raise SystemExit(f"Expected {name} >= 1, as it counts; got {getattr(config, name)}.")
+    if not 0 <= config.dropped <= 1 or config.classes < 0:
+        raise SystemExit(f"Expected dropped in [0, 1] and classes >= 0; got {config.dropped}, {config.classes}.")
     if config.parameter_shards > 1 and config.back_end == "pmap":
         raise SystemExit("Expected --back-end mesh with --parameter-shards, as pmap holds whole states.")
     parts = jax.device_count() * config.pieces
@@ -171,19 +138,36 @@ def check(config: Config) -> None:
             f"Expected a batch divisible by {parts}, as {jax.device_count()} devices take {config.pieces} piece(s) "
             f"each; got batch={config.batch}."
         )
-    if min(config.steps, config.batch, config.evaluate_every, config.save_every, config.log_every) < 1:
-        raise SystemExit("Expected steps, batch, evaluate_every, save_every and log_every >= 1, as they count.")
+    averages(config)
+    there = 0 if config.fresh else max(saved_steps(Path(config.run_dir) / "checkpoints"), default=0)
+    if there > config.steps:
+        raise SystemExit(f"Expected --steps {there} or more, as the run is there already; got {config.steps}.")
+    if there and config.changed and read_config(config.run_dir, Config).widths != config.widths:
+        raise SystemExit("Expected the run's own --widths, as its averages cannot begin anew; --fresh begins a run.")
 
 
-def run_training(config: Config, run: Run) -> None:
-    """Train from the newest checkpoint, evaluating on the way; every process calls it."""
-    records = image_records(
-        config.dataset, config.train_split, size=config.size, classes=config.classes, data_dir=config.data_dir
-    )
-    held_out = image_records(
-        config.dataset, config.test_split, size=config.size, classes=config.classes, data_dir=config.data_dir
+class Prepared(NamedTuple):
+    """What a run needs before its folder is opened: whatever is wrong with the configuration shows in making it."""
+
+    model: ImageModel
+    records: ImageRecords
+    held_out: ImageRecords
+
+
+def prepare(config: Config) -> Prepared:
+    """The data and the model."""
+    records, held_out = (
+        image_records(config.dataset, split, size=config.size, classes=config.classes, data_dir=config.data_dir)
+        for split in (config.train_split, config.test_split)
     )
     model = model_of(config, read(records, [0])["image"].shape[1:])
+    model.check()
+    return Prepared(model, records, held_out)
+
+
+def run_training(config: Config, run: Run, prepared: Prepared) -> None:
+    """Train from the newest checkpoint, evaluating on the way; every process calls it."""
+    model, records, held_out = prepared
     stream = local_batches(
         records, config.batch, seed=config.seed, process=jax.process_index(), processes=jax.process_count()
     )
@@ -192,7 +176,6 @@ def run_training(config: Config, run: Run) -> None:
     state = init_state(params, optimizer_of(config), jax.random.key(config.seed + 1), averages=count)
     flops = forward_flops(model.network.clone(remat=False), model.shape, classes=config.classes)
     peak, source = peak_flops()
-    meter = Meter(config.batch, flops, peak)
     if first():
         size = sum(leaf.size for leaf in jax.tree.leaves(params))
         print(f"{size:,} parameters; {jax.device_count()} devices of {jax.process_count()} process(es), together")
@@ -204,12 +187,16 @@ def run_training(config: Config, run: Run) -> None:
     with (
         Checkpoints(run.directory / "checkpoints", keep=2) as checkpoints,
         Checkpoints(run.directory / "averages", keep=10**6) if config.widths else nullcontext() as stored,
+        watch_for_preemption() as preempted,
     ):
         begun = checkpoints.latest() or 0
-        with Reports(run, meter, steps=config.steps, after=begun) as reports:
+        with Reports(run, Meter(config.batch, flops, peak), steps=config.steps, after=begun) as reports:
             numbers: dict[str, float] = {}
             ends = [*range(config.evaluate_every, config.steps, config.evaluate_every), config.steps]
-            for end in (end for end in ends if end > begun or end == config.steps):
+            # That of the newest checkpoint too, as an earlier process may have ended in its evaluation.
+            for end in (end for end in ends if end >= begun):
+                if preempted():
+                    raise Preempted(int(state.step))
                 state = train(
                     step,
                     state,
@@ -224,6 +211,7 @@ def run_training(config: Config, run: Run) -> None:
                 )
                 if stored is not None and end > (stored.latest() or 0):
                     stored.save(end, {"averages": state.ema[1:]})
+                    stored.wait()
                 ema = params_of(state.ema, config)
                 numbers = evaluation.numbers(ema)
                 reports.evaluation(end, numbers, evaluation.images(ema))
@@ -238,9 +226,10 @@ def main(config: Config) -> None:
     if config.smoke:
         jax.config.update("jax_disable_most_optimizations", True)
     check(config)
+    prepared = prepare(config)
     run = open_together(config)
     if not run.said_done(f"samples-{config.steps:07d}.png"):
-        run_training(config, run)
+        run_training(config, run, prepared)
 
 
 def command_line(args: list[str]) -> Config:

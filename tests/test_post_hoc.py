@@ -16,6 +16,7 @@ from dgm_jax.training import (
     make_step,
     power_decay,
     reconstruct,
+    reconstruction_error,
     reconstruction_weights,
     with_example_keys,
 )
@@ -177,6 +178,13 @@ def test_bad_averages():
 def test_bad_widths(width):
     with pytest.raises(ValueError, match="0 < width <="):
         power_decay(width)
+
+
+def test_the_missed_profile_is_known_beforehand():
+    """Nothing for what is stored, little between the widths, much where a narrower one is asked for."""
+    steps, widths = [n for n in range(50, 401, 50) for _ in WIDTHS], WIDTHS * 8
+    of = {width: reconstruction_error(steps, widths, step=400, width=width) for width in (0.05, 0.07, 0.01)}
+    assert of[0.05] < 1e-6 < of[0.07] < 0.1 < 0.3 < of[0.01]
 
 
 def test_bad_reconstructions():

@@ -11,13 +11,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dgm_jax.training import load_params, saved_steps
 from experiments import sample_images, train_images
+from experiments._image_evaluation import Evaluation
 from experiments._image_papers import PAPERS
-from experiments._run import read_config
+from experiments._run import open_run, read_config
 from tests.test_experiments import experiment
 
 ROOT = Path(__file__).parents[1]
@@ -128,10 +131,16 @@ def test_another_configuration_is_refused_unless_told(trained, tmp_path):
     assert refused.returncode != 0
     assert "learning_rate: 0.001 in the run, 0.5 now" in refused.stderr
     assert "--changed" in refused.stderr
-    told = experiment(*args, "--changed")
-    assert told.returncode == 0, told.stderr
-    assert "learning_rate: 0.001 in the run, 0.5 now" in told.stdout
-    assert read_config(copy, train_images.Config).learning_rate == 0.5
+    for shorter in (("--changed", "--steps", "4"), ("--changed", "--widths", "0.2")):
+        impossible = experiment(*args[:4], *shorter)
+        assert impossible.returncode != 0
+        assert "Expected --steps 6 or more" in impossible.stderr or "the run's own --widths" in impossible.stderr
+    longer = experiment(*args[:4], "--changed", "--steps", "7")
+    assert longer.returncode == 0, longer.stderr
+    assert "steps: 6 in the run, 7 now" in longer.stdout
+    assert read_config(copy, train_images.Config).steps == 7
+    assert json.loads((copy / "scores.json").read_text())["step"] == 7
+    assert (copy / "samples-0000007.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -140,7 +149,12 @@ def test_another_configuration_is_refused_unless_told(trained, tmp_path):
         ({"batch": 15}, "Expected a batch divisible by 8, as 8 devices take 1 piece"),
         ({"pieces": 3}, "Expected a batch divisible by 24"),
         ({"parameter_shards": 2}, "Expected --back-end mesh"),
-        ({"steps": 0}, "Expected steps, batch"),
+        ({"steps": 0}, "Expected steps >= 1"),
+        ({"pieces": 0}, "Expected pieces >= 1"),
+        ({"dropped": 2.0}, "Expected dropped in [0, 1]"),
+        ({"widths": (0.5,)}, "Expected 0 < width"),
+        ({"ema_decay": 1.0}, "Expected 0 <= ema_decay < 1"),
+        ({"size": 9}, "height and width divisible by 2"),
         ({"process_id": 0}, "together"),
         ({"coordinator": "127.0.0.1:1", "process_id": 2, "num_processes": 2}, "0 <= process-id < num"),
         ({"network": "ncsn++"}, "Expected --process ve"),
@@ -152,7 +166,7 @@ def test_bad_options_are_refused_in_words(tmp_path, options, words):
     config = replace(train_images.SMOKE, smoke=False, run_dir=str(tmp_path / "run"), **options)
     with pytest.raises((SystemExit, ValueError, FileNotFoundError), match=re.escape(words)):
         train_images.main(config)
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture(scope="module")
@@ -199,9 +213,43 @@ def test_the_same_files_from_two_processes_and_after_a_cut(drawn, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_a_width_without_averages_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match="Expected averages stored by train_images --widths"):
-        sample_images.average_of_width(tmp_path, (0.05, 0.1), 0.07)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"width": 0.07}, "Expected parameters in"),
+        ({"scale": 2.0}, "guidance needs a model that was trained with classes"),
+        ({"steps": 0}, "Expected samples, chunk, steps"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(tmp_path, options, words):
+    trained = replace(train_images.SMOKE, run_dir=str(tmp_path / "trained"), classes=0, smoke=False)
+    open_run(trained)
+    config = sample_images.Config(trained=str(tmp_path / "trained"), run_dir=str(tmp_path / "drawn"), **options)
+    with pytest.raises(SystemExit, match=words):
+        sample_images.main(config)
+    assert not list((tmp_path).glob("drawn/*.npz"))
+
+
+@pytest.mark.parametrize("sampler", ["heun", "ddim", "ddpm", "dpm-solver++", "sde"])
+@pytest.mark.parametrize("process", ["ddpm", "vp", "sub-vp", "ve", "edm"])
+def test_no_noise_is_left(process, sampler):
+    """With the exact denoiser of a black image, every sampler ends in black, under every process."""
+    model = train_images.model_of(replace(train_images.SMOKE, process=process), (8, 8, 1))
+    config = sample_images.Config(sampler=sampler, steps=4)
+    draw = sample_images.sampler_of(config, model)
+    x = draw(lambda x_t, t: jnp.full_like(x_t, -1.0), jax.random.key(0), (2, 8, 8, 1)).x
+    np.testing.assert_allclose(x, -1.0, atol=1e-6)
+
+
+def test_evaluation_has_no_dropout():
+    """The same loss twice, of a network that drops all while it trains."""
+    config = replace(train_images.SMOKE, smoke=False, dropout=0.9)
+    model, _, held_out = train_images.prepare(config)
+    evaluation = Evaluation(model, held_out, images=8, coded=8, steps=2, seed=0)
+    params = jax.tree.map(lambda leaf: leaf + 0.05, model.init(jax.random.key(0)))
+    still = replace(model, network=model.network.clone(dropout=0.0))
+    of_still = Evaluation(still, held_out, images=8, coded=8, steps=2, seed=0)
+    assert evaluation.numbers(params)["held_out_loss"] == of_still.numbers(params)["held_out_loss"]
 
 
 # configurations -------------------------------------------------------------------------------------------------

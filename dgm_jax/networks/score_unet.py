@@ -4,7 +4,8 @@ Beside the DDPM U-Net (see `unet`): the image is halved and doubled inside resid
 every sum of two branches is divided by sqrt(2); on the way up attention comes once a level. NCSN++ also filters where
 it resizes, feeds the image itself, halved, into every level ("residual" progressive input), and is told log sigma by
 sines of random frequencies. Here those frequencies, normal of standard deviation 16 in the paper, are the quantiles of
-that law, so that no constant has to be stored.
+that law, so that no constant has to be stored. Classes are added to the time's vector, as in `unet`; EDM maps both by
+the same layers, and starts from weights of another size.
 
 Reference: Song et al., "Score-based generative modeling through stochastic differential equations", 2021,
 arXiv:2011.13456, appendix H; Karras et al., "Elucidating the design space of diffusion-based generative models", 2022,
@@ -209,7 +210,9 @@ def fourier_frequencies(width: int) -> tuple[float, ...]:
 
 
 def _groups(x: Images) -> int:
-    return min(x.shape[-1] // 4, 32)
+    """At most 32, of four channels or more, the most that are equal; the paper's widths need no search."""
+    channels = x.shape[-1]
+    return next(groups for groups in range(min(channels // 4, 32), 0, -1) if channels % groups == 0)
 
 
 def ddpmpp_cifar10(

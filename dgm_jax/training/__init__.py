@@ -13,7 +13,7 @@ from dgm_jax.training.adversarial import (
 )
 from dgm_jax.training.checkpoint import Checkpoints, load_params, saved_steps
 from dgm_jax.training.loop import train
-from dgm_jax.training.post_hoc import power_decay, reconstruct, reconstruction_weights
+from dgm_jax.training.post_hoc import power_decay, reconstruct, reconstruction_error, reconstruction_weights
 from dgm_jax.training.preemption import Preempted
 from dgm_jax.training.state import TrainState, init_state
 from dgm_jax.training.step import ema_warmup, make_step, with_example_keys

@@ -33,7 +33,8 @@ def power_decay(width: float) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
 
     def decay(step: Int[Array, ""]) -> Float[Array, ""]:
         t = (step + 1).astype(jnp.result_type(float))
-        return (1 - 1 / t) ** (gamma + 1)
+        # 1 - 1/t in float32 has an error of a hundredth of 1/t where t is a million.
+        return jnp.exp((gamma + 1) * jnp.log1p(-1 / t))
 
     return decay
 
@@ -54,18 +55,24 @@ def reconstruction_weights(
         steps, widths: of each stored average, the number of updates and the relative width.
         step, width: of the average that is wanted; `step` is at most the last that is stored.
     """
-    if not steps or len(steps) != len(widths) or not all(is_count(s) for s in steps):
-        raise ValueError(f"Expected a step >= 1 and a width for each stored average; got {steps=}, {widths=}.")
-    if not is_count(step) or step > max(steps):
-        raise ValueError(f"Expected a step up to the last that is stored, {max(steps)}; got {step=}.")
-    t, gamma = np.asarray([*steps, step], float), np.asarray([exponent(w) for w in (*widths, width)])
-    products = _inner_product(t[:, None], gamma[:, None], t[None], gamma[None])
+    products = _products(steps, widths, step, width)
     scale = np.sqrt(np.diag(products))[:-1]  # columns of one size, as late and narrow profiles are taller
     gram, target = products[:-1, :-1] / np.outer(scale, scale), products[:-1, -1] / scale
     # Lagrange's equations of |sum_i w_i p_i - p|^2 with sum_i w_i = 1: parameters that stand still stay.
     system = np.block([[gram, 1 / scale[:, None]], [1 / scale[None], np.zeros((1, 1))]])
     solution = np.linalg.lstsq(system, np.append(target, 1.0), rcond=1e-13)[0]
     return solution[:-1] / scale
+
+
+def reconstruction_error(steps: Sequence[int], widths: Sequence[float], *, step: int, width: float) -> float:
+    """|sum_i w_i p_i - p| / |p|: how much of the wanted profile the stored ones miss, whatever the parameters did.
+
+    Large where few averages are stored, or where the wanted one is narrower than they are.
+    """
+    weights = reconstruction_weights(steps, widths, step=step, width=width)
+    products = _products(steps, widths, step, width)
+    missed = np.append(weights, -1.0)
+    return float(np.sqrt(max(missed @ products @ missed, 0.0) / products[-1, -1]))
 
 
 def reconstruct(
@@ -81,6 +88,16 @@ def reconstruct(
         return jnp.asarray(total, leaves[0].dtype)
 
     return jax.tree.map(combined, *stored)
+
+
+def _products(steps: Sequence[int], widths: Sequence[float], step: int, width: float) -> np.ndarray:
+    """All inner products of the stored profiles and, last, the wanted one."""
+    if not steps or len(steps) != len(widths) or not all(is_count(s) for s in steps):
+        raise ValueError(f"Expected a step >= 1 and a width for each stored average; got {steps=}, {widths=}.")
+    if not is_count(step) or step > max(steps):
+        raise ValueError(f"Expected a step up to the last that is stored, {max(steps)}; got {step=}.")
+    t, gamma = np.asarray([*steps, step], float), np.asarray([exponent(w) for w in (*widths, width)])
+    return _inner_product(t[:, None], gamma[:, None], t[None], gamma[None])
 
 
 def _inner_product(s: np.ndarray, a: np.ndarray, t: np.ndarray, b: np.ndarray) -> np.ndarray:

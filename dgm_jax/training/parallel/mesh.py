@@ -62,7 +62,7 @@ def mesh_step(
             splits parameters it sees one device's part of the batch at a time, as under `pmap_step`, and the scalar
             metrics are averaged.
         pieces: in how many the batch is taken, one after another, to hold less (see `accumulation`); the devices meet
-            at each.
+            at each. The loss and its metrics must be means over the examples.
     """
     if check_pieces(pieces) > 1:
         return _in_pieces(loss_fn, optimizer, ema_decay, mesh, pieces)
@@ -145,7 +145,7 @@ def mesh_sampler(sampler: Sampler, mesh: Mesh, *, out_axes: PyTree = 0) -> Sampl
     def one_device(params: PyTree, args: tuple[Any, ...]) -> PyTree:
         return jax.tree.map(jnp.atleast_1d, mapped(params, args))
 
-    def sample(params: PyTree, keys: Keys, *rest: Array | np.ndarray) -> PyTree:
+    def sample(params: PyTree, keys: Keys, *rest: PyTree) -> PyTree:
         args = (typed_key(keys), *rest)
         check_divisible(batch_size(args), mesh.size)
         # The check of varying axes refuses the loops of diffrax.

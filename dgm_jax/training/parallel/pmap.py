@@ -4,7 +4,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
@@ -40,7 +39,7 @@ def pmap_step(
         loss_fn: (params, batch, keys) -> scalar or (scalar, metrics); keys `[batch]`, one per example of the slice.
         devices: `None` takes all devices of all processes.
         pieces: in how many each device takes its slice, one after another, to hold less (see `accumulation`); the
-            devices meet once, after the last.
+            devices meet once, after the last. The loss and its metrics must be means over the examples.
     """
     if check_pieces(pieces) > 1:
         programs = accumulation(
@@ -127,7 +126,7 @@ def pmap_sampler(sampler: Sampler, devices: Devices | None = None, *, out_axes: 
     # params without arrays and two arrays beside them are.
     mapped = jax.pmap(lambda both: one_device(*both), axis_name=AXIS, devices=devices, in_axes=((None, 0),))
 
-    def sample(params: PyTree, keys: Keys, *rest: Array | np.ndarray) -> PyTree:
+    def sample(params: PyTree, keys: Keys, *rest: PyTree) -> PyTree:
         out = mapped((params, shard((typed_key(keys), *rest), devices)))
         joined = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
         return restore_axes(joined, out_axes)
