@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 from cycler import cycler
 from matplotlib.figure import Figure
+
+from experiments._tiles import tiled as tiled
 
 # Okabe and Ito 2008, "Color universal design"
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
@@ -49,12 +50,3 @@ def save(fig: Figure, path: str | Path, *, dpi: int = 120, limit: int = 200_000)
         full.quantize(colors, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
         if Path(path).stat().st_size < limit:
             return
-
-
-def tiled(images: np.ndarray, columns: int) -> np.ndarray:
-    """Images [n, height, width, 1 or 3] in [-1, 1] as one picture [rows height, columns width (, 3)], row by row."""
-    rows = len(images) // columns
-    height, width = images.shape[1:3]
-    colours = images.shape[3:] if images.shape[3:] != (1,) else ()
-    squares = images[: rows * columns].reshape(rows, columns, height, width, *colours)
-    return squares.swapaxes(1, 2).reshape(rows * height, columns * width, *colours)

@@ -16,6 +16,7 @@ import numpy as np
 from dgm_jax.data import batches, source
 from dgm_jax.data.batches import Batches
 from dgm_jax.data.records import Source
+from experiments._tiles import tiled
 
 LEVELS = {"digits": 17}  # others have 256
 CROPS = {"celeb_a": 140}  # Song et al. 2021, section C; the full 178 x 218 shows more background than face
@@ -111,8 +112,6 @@ def _shrunk(image: np.ndarray, size: int) -> np.ndarray:
 def png(images: np.ndarray, columns: int) -> bytes:
     """Images uint8 as one picture in PNG."""
     from PIL import Image
-
-    from experiments._figures import tiled
 
     picture, buffer = tiled(images, columns), io.BytesIO()
     Image.fromarray(picture).save(buffer, format="png", optimize=True)

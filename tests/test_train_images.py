@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dgm_jax.data import source
 from dgm_jax.training import load_params, saved_steps
 from experiments import sample_images, train_images
 from experiments._image_evaluation import Evaluation
@@ -30,8 +31,17 @@ ROOT = Path(__file__).parents[1]
 def trained(tmp_path_factory):
     """A whole run in one process."""
     directory = tmp_path_factory.mktemp("runs") / "trained"
-    done = experiment("experiments.train_images", "--smoke", "--run-dir", str(directory))
+    data, elsewhere = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("elsewhere")
+    source("digits", "train", data_dir=data)  # prepared once; TFDS leaves an empty folder in $TMPDIR then
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(data))
+        for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+            patch.setenv(name, str(elsewhere))
+        done = experiment("experiments.train_images", "--smoke", "--run-dir", str(directory))
     assert done.returncode == 0, done.stderr
+    assert list(elsewhere.iterdir()) == []  # nothing is written outside the run's folder and the data's
+    assert {path.name for path in data.iterdir()} == {"digits"}
+    assert list(directory.parent.iterdir()) == [directory]
     return directory, done.stdout
 
 
