@@ -196,7 +196,7 @@ def run_training(config: Config, run: Run, prepared: Prepared) -> None:
             # That of the newest checkpoint too, as an earlier process may have ended in its evaluation.
             for end in (end for end in ends if end >= begun):
                 if preempted():
-                    raise Preempted(int(state.step))
+                    raise Preempted(max(begun, int(state.step)))
                 state = train(
                     step,
                     state,
