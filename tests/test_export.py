@@ -6,14 +6,17 @@ import textwrap
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract_cases import BATCH, CASES, arguments
+from contract_cases import BATCH, CASES, TS, VP, arguments, denoiser
 
+from dgm_jax import latents
 from dgm_jax.networks import UNet
 from dgm_jax.parameterizations import as_denoiser
 from dgm_jax.processes import uniform, variance_preserving
-from dgm_jax.samplers import sample_sde
+from dgm_jax.samplers import resample, sample_sde, smc
+from dgm_jax.training import pack
 
 OTHERS = ("loss", "likelihood", "bound", "error", "kl", "quanti", "precondition", "sizes")
 SAMPLERS = [name for name in CASES if not any(word in name for word in OTHERS)]
@@ -42,6 +45,53 @@ def test_an_exported_sampler_draws_the_same_samples(name):
     for size in (BATCH, 7):
         rows = of_any_size(params, x[:size], keys[:size])
         np.testing.assert_allclose(rows, whole[:size], rtol=2e-5, atol=2e-6)
+
+
+def particles(params, x, keys):
+    def near(x):
+        return -jnp.sum((x - 0.3) ** 2, axis=1)
+
+    return smc(denoiser(params), VP, near, lambda estimate, t: near(estimate), keys[0], x.shape, ts=TS)
+
+
+OF_WHOLE_BATCHES = {  # a result for all examples together, or a batch of another size
+    "smc": particles,
+    "resample": lambda params, x, keys: resample(particles(params, x, keys), keys[1], 5),
+    "pack": lambda params, x, keys: pack(x, degree=2),
+    "edit": lambda params, x, keys: latents.edit(x, x[0], x[:, 0]),
+    "mean_direction": lambda params, x, keys: latents.mean_direction(x, labels_of(x)),
+    "logistic_direction": lambda params, x, keys: latents.logistic_direction(x, labels_of(x), penalty=1.0),
+    "linear_separability": lambda params, x, keys: latents.linear_separability(x, labels_of(x), penalty=1.0),
+    "reconstruction_error": lambda params, x, keys: latents.reconstruction_error(
+        latents.LatentSpace(jnp.tanh, jnp.tanh), x
+    ),
+    "perceptual_path_length": lambda params, x, keys: latents.perceptual_path_length(
+        jnp.tanh, x, x[:, ::-1], jnp.sin, keys, epsilon=0.5, rule=latents.spherical
+    ),
+    "direction_effects": lambda params, x, keys: latents.direction_effects(
+        jnp.tanh, x, jnp.eye(3), jnp.sin, strength=0.5
+    ),
+}
+
+
+def labels_of(x):
+    return (x[:, 0] > 0.3).astype(jnp.int32)
+
+
+@pytest.mark.parametrize("name", OF_WHOLE_BATCHES)
+def test_an_export_takes_batches_of_any_even_size(name):
+    params, x, keys = arguments()
+
+    def function(*args):
+        return jax.tree.leaves(OF_WHOLE_BATCHES[name](*args))  # as named tuples are not written
+
+    (half,) = jax.export.symbolic_shape("half")
+    any_x = jax.ShapeDtypeStruct((2 * half, *x.shape[1:]), x.dtype)
+    of_any_size = from_bytes(function, shapes(params), any_x, jax.ShapeDtypeStruct((2 * half,), keys.dtype))
+    for size in (BATCH, 6):
+        args = params, x[:size], keys[:size]
+        for one, other in zip(of_any_size(*args), jax.jit(function)(*args), strict=True):
+            np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6)
 
 
 NET = UNet(4, (1, 2), 1, (4,), groups=2, num_classes=3)

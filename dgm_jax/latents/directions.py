@@ -57,17 +57,17 @@ def edit(latents: Data, direction: Direction, strength: float | Float[Array, ""]
             f"Expected a direction of shape {latents.shape[1:]}, as the latents are; got {direction.shape}."
         )
     strength = jnp.asarray(strength, latents.dtype)
-    if strength.shape not in ((), (len(latents),)):
-        raise ValueError(f"Expected one strength, or {(len(latents),)} of them; got shape {strength.shape}.")
-    return latents + expand_to(jnp.broadcast_to(strength, len(latents)), latents) * direction[None]
+    if strength.shape not in ((), (latents.shape[0],)):
+        raise ValueError(f"Expected one strength, or {(latents.shape[0],)} of them; got shape {strength.shape}.")
+    return latents + expand_to(jnp.broadcast_to(strength, latents.shape[0]), latents) * direction[None]
 
 
 def check_attribute(latents: Data, labels: Attribute) -> Int[Array, " batch"]:
     """The labels as 0 and 1, or `ValueError` where they are not one per example, or one class alone (where known)."""
     check_data(latents, "the latents")
-    if labels.shape != (len(latents),) or jnp.issubdtype(labels.dtype, jnp.floating):
+    if labels.shape != (latents.shape[0],) or jnp.issubdtype(labels.dtype, jnp.floating):
         raise ValueError(
-            f"Expected labels 0 or 1 of shape {(len(latents),)}, as each example has or has not the attribute; got "
+            f"Expected labels 0 or 1 of shape {(latents.shape[0],)}, as each example has or has not the attribute; got "
             f"shape {labels.shape}, dtype {labels.dtype}."
         )
     values = known(labels)

@@ -124,9 +124,9 @@ def direction_effects(
     """
     check_data(latents, "the latents")
     before = attributes(decode(latents))
-    if before.shape != (len(latents), len(directions)):
+    if before.shape != (latents.shape[0], directions.shape[0]):
         raise ValueError(
-            f"Expected as many attributes as directions, {(len(latents), len(directions))}, as each direction is one's "
+            f"Expected as many attributes as directions, {(latents.shape[0], directions.shape[0])}, as each direction is one's "
             f"own; got {before.shape}."
         )
     spread = before.std(0)

@@ -185,7 +185,7 @@ def _standardisation(x: Points) -> tuple[Float[Array, "1 dim"], Float[Array, "1 
 
 
 def _with_one(x: Array) -> Array:
-    return jnp.concatenate([x, jnp.ones((len(x), 1), x.dtype)], axis=1)
+    return jnp.concatenate([x, jnp.ones((x.shape[0], 1), x.dtype)], axis=1)
 
 
 def _check_positive(value: float, name: str, reason: str) -> None:

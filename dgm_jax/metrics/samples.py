@@ -58,7 +58,7 @@ def check_samples(*, least: int = 2, **samples: object) -> None:
                 f"Expected {name} of floating point, as distances are in the units of the samples (images in uint8: "
                 f"dgm_jax.data.to_unit, for all sets alike); got dtype {x.dtype}."
             )
-        if len(x) < least or x.size == 0:
+        if x.shape[0] < least or x.size == 0:
             raise ValueError(
                 f"Expected at least {least} points in {name} and a value in each, as fewer have no spread; got "
                 f"shape {x.shape}."
@@ -91,4 +91,4 @@ def check_varied(**samples: object) -> None:
 
 def flat(x: Data | Float[np.ndarray, " batch *event"]) -> Points:
     """Samples `[points, *event]` as rows `[points, dim]`."""
-    return jnp.reshape(jnp.asarray(x), (len(x), -1))
+    return jnp.reshape(jnp.asarray(x), (x.shape[0], -1))

@@ -29,7 +29,7 @@ from dgm_jax.processes.gaussian import GaussianProcess
 from dgm_jax.samplers.coordinates import traced_once
 from dgm_jax.samplers.grid import Grid, reverse_grid
 from dgm_jax.samplers.ode import draw_prior
-from dgm_jax.typing import Data, Denoiser, Keys, PerExample, Scalar
+from dgm_jax.typing import Data, Denoiser, Keys, PerExample, Scalar, Shape, Size
 
 
 class Particles(NamedTuple):
@@ -54,7 +54,7 @@ def smc(
     log_likelihood: Callable[[Data], PerExample],
     twist: Callable[[Data, PerExample], PerExample],
     key: Keys,
-    shape: tuple[int, ...],
+    shape: Shape,
     *,
     ts: Grid,
     threshold: float | Float[Array, ""] = 0.5,
@@ -146,12 +146,14 @@ def resample(particles: Particles, key: Keys, n: int) -> Data:
     return particles.x[jax.random.permutation(key_order, rows)]
 
 
-def systematic(log_weights: PerExample, key: Keys, n: int) -> Int[Array, " n"]:
+def systematic(log_weights: PerExample, key: Keys, n: Size) -> Int[Array, " n"]:
     """Rows of n draws with these weights: one uniform number, and n equal steps along the cumulated weights."""
     ends = jnp.cumsum(jax.nn.softmax(log_weights))
     uniform = jax.random.uniform(typed_key(key), (), ends.dtype)
     points = (jnp.arange(n, dtype=ends.dtype) + uniform) / n * ends[-1]
-    return jnp.minimum(jnp.searchsorted(ends, points, side="right"), len(ends) - 1).astype(jnp.int32)
+    ordered = jnp.argsort(jnp.concatenate([ends, points]), stable=True)  # searchsorted takes no symbolic batch
+    places = jnp.argsort(ordered)[ends.shape[0] :]  # both rise, so a point's row is the number of ends before it
+    return jnp.minimum(places - jnp.arange(n), ends.shape[0] - 1).astype(jnp.int32)
 
 
 def effective_size(log_weights: PerExample) -> Scalar:
