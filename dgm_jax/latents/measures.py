@@ -123,11 +123,10 @@ def direction_effects(
         strength: of the edits, in directions.
     """
     check_data(latents, "the latents")
-    before = attributes(decode(latents))
-    if before.shape != (latents.shape[0], directions.shape[0]):
+    before, wanted = attributes(decode(latents)), (latents.shape[0], directions.shape[0])
+    if before.shape != wanted:
         raise ValueError(
-            f"Expected as many attributes as directions, {(latents.shape[0], directions.shape[0])}, as each direction is one's "
-            f"own; got {before.shape}."
+            f"Expected as many attributes as directions, {wanted}, as each direction is one's own; got {before.shape}."
         )
     spread = before.std(0)
     values = known(spread)

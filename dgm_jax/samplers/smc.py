@@ -77,17 +77,17 @@ def smc(
         raise ValueError(f"Expected one key, as particles are resampled from each other; got keys {key.shape}.")
     key_prior, key_steps = split(key)
     x = draw_prior(process, key_prior, shape, ts)
-    plan = reverse_grid(process, x, ts)
+    plan, count = reverse_grid(process, x, ts), x.shape[0]
     of_likelihood = jax.eval_shape(log_likelihood, x).shape
-    if of_likelihood != (x.shape[0],):
+    if of_likelihood != (count,):
         raise ValueError(
-            f"Expected log_likelihood of shape {(x.shape[0],)}, as each particle is weighed; got {of_likelihood}."
+            f"Expected log_likelihood of shape {(count,)}, as each particle is weighed; got {of_likelihood}."
         )
     denoise = traced_once(denoise)
 
     def steered(x: Data, t: Scalar) -> tuple[Data, PerExample, Data]:
         """The estimate, the log twist, and its gradient by x."""
-        each = jnp.full(x.shape[0], t)
+        each = jnp.full(count, t)
         estimate, pull = jax.vjp(lambda x: check_like(denoise(x, each), x, "denoiser"), x)
         value, pull_twist = jax.vjp(lambda estimate: twist(estimate, each), estimate)
         if value.shape != each.shape:
@@ -100,11 +100,9 @@ def smc(
         key_resample, key_noise = split(key)
         size = effective_size(log_weights)
         total = jax.nn.logsumexp(log_weights)
-        again = size < jnp.asarray(threshold, x.dtype) * x.shape[0]
-        rows = jnp.where(
-            again, systematic(log_weights, key_resample, x.shape[0]), jnp.arange(x.shape[0], dtype=jnp.int32)
-        )
-        log_weights = jnp.where(again, -jnp.log(jnp.asarray(x.shape[0], x.dtype)), log_weights - total)
+        again = size < jnp.asarray(threshold, x.dtype) * count
+        rows = jnp.where(again, systematic(log_weights, key_resample, count), jnp.arange(count, dtype=jnp.int32))
+        log_weights = jnp.where(again, -jnp.log(jnp.asarray(count, x.dtype)), log_weights - total)
         x, estimate, value, gradient = (a[rows] for a in (x, estimate, value, gradient))
         kernel = posterior_of(process, t, s)
         std = jnp.sqrt(kernel.posterior)
@@ -118,7 +116,7 @@ def smc(
         return (moved, after, log_weights + quotient + after[1] - value, evidence + total), size
 
     begin = steered(x, plan.ts[0])
-    log_weights = begin[1] - jnp.log(jnp.asarray(x.shape[0], x.dtype))
+    log_weights = begin[1] - jnp.log(jnp.asarray(count, x.dtype))
     pairs = plan.ts[:-1], plan.ts[1:]
     keys = jax.random.split(key_steps, len(plan.ts) - 1)
     carry = x, begin, log_weights, jnp.zeros((), x.dtype)
