@@ -31,16 +31,14 @@ DEVICE_NAMES = {
 PLACES = {"device_put": {"training/checkpoint_files.py"}}
 
 FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
+# read once, before any test ran: Python 3.11's parser fails where it is interrupted to collect another test's garbage
+TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 each_file = pytest.mark.parametrize("name", FILES)
-
-
-def tree_of(name):
-    return ast.parse(FILES[name].read_text())
 
 
 def imported_modules(name):
     """Every module that the file imports, at its top or inside a function, with the names taken from it."""
-    for node in ast.walk(tree_of(name)):
+    for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Import):
             yield from ((alias.name, ()) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -79,7 +77,7 @@ def test_libraries_stay_in_their_place(name):
 @each_file
 def test_only_parallel_names_devices(name):
     used = set()
-    for node in ast.walk(tree_of(name)):
+    for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             used.add(node.attr)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
@@ -93,7 +91,7 @@ def test_only_parallel_names_devices(name):
 @each_file
 def test_files_are_short_and_say_what_they_are(name):
     assert len(FILES[name].read_text().splitlines()) <= 400
-    assert ast.get_docstring(tree_of(name))
+    assert ast.get_docstring(TREES[name])
     assert Path(name).name not in {"utils.py", "helpers.py", "common.py", "misc.py"}
 
 
@@ -101,6 +99,7 @@ def test_the_rules_see_violations(monkeypatch, tmp_path):
     bad = tmp_path / "bad.py"
     bad.write_text("def f():\n    import flax\n    from dgm_jax.samplers import ode\n    return flax.jax.devices()\n")
     monkeypatch.setitem(FILES, "processes/bad.py", bad)
+    monkeypatch.setitem(TREES, "processes/bad.py", ast.parse(bad.read_text()))
     for rule in (test_imports_go_down, test_libraries_stay_in_their_place, test_only_parallel_names_devices):
         with pytest.raises(AssertionError):
             rule("processes/bad.py")
