@@ -3,6 +3,9 @@
 Each is run with a small MLP, its parameters an argument, so that what is tested is the use that researchers make.
 """
 
+import collections
+import functools
+
 import chex
 import diffrax
 import jax
@@ -19,12 +22,43 @@ from dgm_jax.samplers import (
 from dgm_jax.training import parallel
 
 
-@pytest.mark.parametrize("name", EVERY)
+@functools.cache
+def compiled(name):
+    """The case, compiled once for all of its tests and traced once for each size of the batch.
+
+    It runs under JAX's checker of keys, which is part of what is compiled, but for the Brownian trees of adaptive
+    steps, as they ask their keys again by design.
+    """
+    case, traces = EVERY[name], collections.Counter()
+
+    @jax.jit
+    def function(params, x, keys):
+        traces[x.shape] += 1
+        return case(params, x, keys)
+
+    def run(params, x, keys):
+        with jax.debug_key_reuse(name in CASES):
+            rows = function(params, x, keys)
+        assert set(traces.values()) == {1}
+        return rows
+
+    return run
+
+
+@functools.cache
+def of_any_precision(name):
+    """The case under `jit`, whose trace in float64 two tests share."""
+    return jax.jit(EVERY[name])
+
+
+SLICE = 3
+every = functools.partial(pytest.mark.parametrize, "name", scope="module")  # all tests of a case, then the next case's
+
+
+@every(EVERY)
 def test_pure_and_traced_once(name):
     """The same arguments give the same bits; new parameters, data and keys give others without a new trace."""
-    chex.clear_trace_counter()
-    case = EVERY[name]
-    function = jax.jit(chex.assert_max_traces(lambda *args: case(*args), n=1))
+    function = compiled(name)
     first, again, other = function(*arguments()), function(*arguments()), function(*arguments(seed=1))
     np.testing.assert_array_equal(first, again)
     assert np.isfinite(first).all()
@@ -32,32 +66,38 @@ def test_pure_and_traced_once(name):
     assert len(first) == BATCH
 
 
-@pytest.mark.parametrize("name", CASES)
+@every(CASES)
 def test_each_key_is_used_once(name):
-    """JAX's own checker; the Brownian trees of adaptive steps are left out, as they ask their keys again by design."""
-    with jax.debug_key_reuse(True):
-        assert np.isfinite(jax.jit(CASES[name])(*arguments())).all()
+    """JAX's own checker, inside the program and around it: keys that were given are used up."""
+    params, x, keys = arguments()
+    assert np.isfinite(compiled(name)(params, x, keys)).all()
 
 
 def test_the_checker_of_keys_sees_a_key_used_twice():
     def twice(params, x, keys):
         return normal_like(keys, x) + normal_like(keys, x)
 
-    with jax.debug_key_reuse(True), pytest.raises(jax.errors.KeyReuseError):
-        jax.jit(twice)(*arguments())
+    function = jax.jit(twice)
+    function(*arguments())  # compiled without it
+    for _ in range(2):
+        with jax.debug_key_reuse(True), pytest.raises(jax.errors.KeyReuseError):
+            function(*arguments())
 
 
-@pytest.mark.parametrize("name", CASES)
+@every(CASES)
 def test_rows_depend_on_their_own_example_and_key(name):
     """Permuting examples with their keys permutes the rows; a slice of both gives the slice."""
-    function, (params, x, keys) = jax.jit(CASES[name]), arguments()
-    rows = function(params, x, keys)
-    order = np.random.default_rng(0).permutation(BATCH)
-    np.testing.assert_allclose(function(params, x[order], keys[order]), rows[order], rtol=2e-5, atol=2e-6)
-    np.testing.assert_allclose(function(params, x[:3], keys[:3]), rows[:3], rtol=2e-5, atol=2e-6)
+
+    def rows_of(chosen):
+        params, x, keys = arguments()  # anew, as a call uses its keys up
+        return compiled(name)(params, x[chosen], keys[chosen])
+
+    rows, order = compiled(name)(*arguments()), np.random.default_rng(0).permutation(BATCH)
+    np.testing.assert_allclose(rows_of(order), rows[order], rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(rows_of(np.arange(SLICE)), rows[:SLICE], rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", [*CASES, "solve_ode, adaptive"])
+@every([*CASES, "solve_ode, adaptive"])
 def test_vmap_over_parameters(name):
     """Adaptive SDEs are left out: a Brownian path is so rough that rounding alone moves their steps."""
     with jax.enable_x64(True):  # in float32 rounding can flip an adaptive step's acceptance
@@ -65,17 +105,17 @@ def test_vmap_over_parameters(name):
         _, x, keys = arguments(np.float64)
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *both)
         mapped = jax.jit(jax.vmap(EVERY[name], in_axes=(0, None, None)))(stacked, x, keys)
-        single = jax.jit(EVERY[name])
+        single = of_any_precision(name)
         for i, params in enumerate(both):
             np.testing.assert_allclose(mapped[i], single(params, x, keys), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", CASES)
+@every(CASES)
 def test_precision_is_the_inputs(name):
     """float32 in, float32 out; float64 in, float64 out."""
     with jax.enable_x64(True):
         for dtype in (np.float32, np.float64):
-            out = jax.eval_shape(CASES[name], *arguments(dtype))
+            out = jax.eval_shape(of_any_precision(name), *arguments(dtype))
             assert out.dtype == (np.float64 if name == "dequantize" else dtype)
 
 
@@ -104,15 +144,20 @@ def test_samplers_have_the_gradient_of_finite_differences(kind):
         np.testing.assert_allclose(gradient, difference, rtol=1e-5)
 
 
+@functools.cache
+def on_one_device(name):
+    return jax.jit(CASES[name])(*arguments())
+
+
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
-@pytest.mark.parametrize("name", ["solve_ode", "sample_ode, noise", "solve_sde", "sample_sde, noise"])
+@every(["solve_ode", "sample_ode, noise", "solve_sde", "sample_sde, noise"])
 def test_any_number_of_devices_draws_the_same_samples(name, devices):
     """ODE samples to the last bit; SDE samples to a rounding, as XLA contracts the noise's product and sum or not.
 
     From jax 0.11 on, matrix kernels too depend on the number of rows.
     """
     params, x, keys = arguments()
-    whole = jax.jit(CASES[name])(params, x, keys)
+    whole = on_one_device(name)
     sampler = parallel.pmap_sampler(lambda params, keys, x: CASES[name](params, x, keys), jax.devices()[:devices])
     split = sampler(params, keys, x)
     np.testing.assert_allclose(split, whole, rtol=1e-6, atol=1e-6)
