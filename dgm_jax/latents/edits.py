@@ -23,6 +23,8 @@ from dgm_jax.samplers import Samples, solve_sde
 from dgm_jax.samplers.grid import Grid
 from dgm_jax.typing import Data, Denoiser, Keys
 
+AnyGrid = Float[Array, " _"] | Float[np.ndarray, " _"]  # grids of one call need not be of one length
+
 
 def sdedit(denoise: Denoiser, process: GaussianProcess, guide: Data, key: Keys, *, ts: Grid, **options: Any) -> Samples:
     """Data near the `guide`: x_t = alpha guide + sigma noise at ts[0], then the reverse SDE along ts.
@@ -53,7 +55,7 @@ def realism_faithfulness(
     guide: Data,
     key: Keys,
     *,
-    grids: Sequence[Grid],
+    grids: Sequence[AnyGrid],
     realism: Callable[[Data], Float[Array, ""]],
     **options: Any,
 ) -> Tradeoff:
