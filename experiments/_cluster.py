@@ -27,6 +27,8 @@ def join(coordinator: str | None, process_id: int | None, num_processes: int | N
         )
     if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
         raise SystemExit(f"Expected 0 <= process-id < num-processes; got {process_id} of {num_processes}.")
+    if heartbeat < 1:
+        raise SystemExit(f"Expected heartbeat >= 1, in whole seconds; got {heartbeat}.")
     virtual_devices()
     if coordinator is not None:
         jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat)

@@ -101,9 +101,12 @@ def open_run(config: Any) -> Run:
     config has it, the run goes on with the new settings, and what differs is said.
 
     Raises:
-        SystemExit: the directory holds a run of another configuration; the message lists what differs.
+        SystemExit: the directory holds a run of another configuration, and the message lists what differs; or it cannot
+            be one.
     """
     directory = Path(config.run_dir)
+    if directory.exists() and not directory.is_dir():
+        raise SystemExit(f"Expected --run-dir to be a folder, or a new one; {directory} is a file.")
     if config.fresh and (directory / "config.json").exists():
         aside = next(p for n in range(1, 10**6) if not (p := directory.with_name(f"{directory.name}.{n}")).exists())
         directory.rename(aside)

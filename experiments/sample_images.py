@@ -13,8 +13,10 @@ At the end the first process scores the images against the test images: the Frec
 where --inception names their weights (see `dgm_jax.metrics.load_inception`), and always the sliced Wasserstein distance
 of pixels in [-1, 1], of as many images as half of the test images, beside its floor: the same distance between two
 halves of the real ones. It writes config.json, samples-<j>.npz, samples.png and scores.json to runs/sample_images/.
+Where scores.json is taken away, the same command scores the files anew, with its --inception and --real.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +67,10 @@ class Config:
     fresh: bool = False  # move a run that is there aside
     smoke: bool = False  # the same code on tiny sizes: a network that knows nothing
 
-    NOT_SCIENCE: ClassVar[tuple[str, ...]] = ("data_dir", "coordinator", "process_id", "num_processes", "heartbeat")
+    NOT_SCIENCE: ClassVar[tuple[str, ...]] = (
+        *("data_dir", "inception", "real"),  # the images are the same
+        *("coordinator", "process_id", "num_processes", "heartbeat"),
+    )
 
 
 SMOKE = Config(samples=20, chunk=4, steps=2, real=40, run_dir="runs/sample_images-smoke", smoke=True)
@@ -98,6 +103,11 @@ def sampler_of(config: Config, model: ImageModel) -> Callable[..., Samples]:
     return draw
 
 
+def parameters_of(config: Config) -> Path:
+    """The folder of the parameters to draw with."""
+    return Path(config.trained) / ("checkpoints" if config.width is None else "averages")
+
+
 def trained_model(config: Config) -> tuple[ImageModel, train_images.Config]:
     """The model of the run and its configuration; what cannot be drawn is refused."""
     settings = train_images.SMOKE if config.smoke else read_config(config.trained, train_images.Config)
@@ -108,6 +118,21 @@ def trained_model(config: Config) -> tuple[ImageModel, train_images.Config]:
         )
     if min(config.samples, config.chunk, config.steps, config.real) < 1:
         raise SystemExit("Expected samples, chunk, steps and real >= 1, as they count.")
+    if not 0 <= config.seed < 2**32:
+        raise SystemExit(f"Expected seed in [0, 2^32), as keys are made of 32 bits; got {config.seed}.")
+    if not math.isfinite(config.scale) or (config.width is not None and not 0 < config.width <= 12**-0.5):
+        raise SystemExit(
+            f"Expected a finite scale, and 0 < width <= 12^(-1/2), as an average over all steps has; got "
+            f"scale={config.scale}, width={config.width}."
+        )
+    if config.inception is not None and not Path(config.inception).is_file():
+        raise SystemExit(f"Expected a file of Inception's weights; got --inception {config.inception}.")
+    steps = saved_steps(parameters_of(config))
+    if not config.smoke and (not steps or (config.width is not None and not settings.widths)):
+        raise SystemExit(
+            f"Expected parameters in {parameters_of(config)}, as images are drawn with them (averages: train_images "
+            f"--widths); got steps={steps}, widths={settings.widths}."
+        )
     records = image_records(
         settings.dataset, settings.test_split, size=settings.size, classes=settings.classes, data_dir=config.data_dir
     )
@@ -118,13 +143,8 @@ def trained_params(config: Config, settings: train_images.Config, run: Run, mode
     """The parameters to draw with: those of the step that was the newest when the first file was drawn."""
     if config.smoke:
         return model.init(jax.random.key(0))
-    directory = Path(config.trained) / ("checkpoints" if config.width is None else "averages")
+    directory = parameters_of(config)
     steps = saved_steps(directory)
-    if not steps or (config.width is not None and not settings.widths):
-        raise SystemExit(
-            f"Expected parameters in {directory}, as images are drawn with them (averages: train_images --widths); got "
-            f"steps={steps}, widths={settings.widths}."
-        )
     if first():
         run.measured("step", lambda: steps[-1])
     wait_for_all("the step is known")
@@ -169,8 +189,8 @@ def draw_files(config: Config, files: ImageFiles, model: ImageModel, params: Any
             print(f"{start + len(turn)} of {len(missing)} files of this process", flush=True)
 
 
-def score(config: Config, settings: train_images.Config, fake: np.ndarray) -> dict[str, Any]:
-    """Distances of drawn images to the test images."""
+def score(config: Config, settings: train_images.Config, fake: np.ndarray, features: Any) -> dict[str, Any]:
+    """Distances of drawn images to the test images; the Frechet distance too, where there are Inception's features."""
     records = image_records(
         settings.dataset, settings.test_split, size=settings.size, classes=0, data_dir=config.data_dir
     )
@@ -194,8 +214,7 @@ def score(config: Config, settings: train_images.Config, fake: np.ndarray) -> di
         "floor": float(floor.mean),
         "floor_std": float(floor.std),
     }
-    if config.inception is not None:
-        features = load_inception(config.inception)
+    if features is not None:
         channels = [np.repeat(images, 3, axis=3) if images.shape[3] == 1 else images for images in (real, fake)]
         scores["frechet"] = float(frechet_of(*(features(images).astype(np.float64) for images in channels)))
     return scores
@@ -207,6 +226,7 @@ def main(config: Config) -> None:
     if config.smoke:
         jax.config.update("jax_disable_most_optimizations", True)
     model, settings = trained_model(config)
+    features = None if config.inception is None else load_inception(config.inception)
     run = open_together(config)
     if run.said_done("samples.png", "scores.json"):
         return
@@ -217,7 +237,7 @@ def main(config: Config) -> None:
     if first():
         fake = files.images()[: config.samples]
         write_aside(run.directory / "samples.png", png(fake[:100], 10 if len(fake) >= 100 else len(fake)))
-        scores = score(config, settings, fake)
+        scores = score(config, settings, fake, features)
         run.finish(scores)
         print({name: value if isinstance(value, int) else round(value, 4) for name, value in scores.items()})
 

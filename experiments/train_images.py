@@ -17,6 +17,7 @@ status 75. With --widths, averages of those relative widths are kept and stored,
 (Karras et al. 2024, arXiv:2312.02696): `sample_images --width 0.13`.
 """
 
+import math
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -125,11 +126,18 @@ def model_of(config: Config, shape: tuple[int, int, int]) -> ImageModel:
 def check(config: Config) -> None:
     """Refuse what could only fail later."""
     counts = ("steps", "batch", "evaluate_every", "save_every", "log_every", "pieces", "held_out", "coded")
-    for name in (*counts, "sampling_steps", "parameter_shards"):
-        if getattr(config, name) < 1:
-            raise SystemExit(f"Expected {name} >= 1, as it counts; got {getattr(config, name)}.")
-    if not 0 <= config.dropped <= 1 or config.classes < 0:
-        raise SystemExit(f"Expected dropped in [0, 1] and classes >= 0; got {config.dropped}, {config.classes}.")
+    counts = (*counts, "sampling_steps", "parameter_shards")
+    rules = (
+        *((name, getattr(config, name) >= 1, ">= 1, as it counts") for name in counts),
+        *((name, getattr(config, name) >= 0, ">= 0") for name in ("size", "classes", "warmup", "skip_nonfinite")),
+        *((name, 0 < getattr(config, name) < math.inf, "finite and above 0") for name in ("learning_rate", "clip")),
+        ("dropped", 0 <= config.dropped <= 1, "in [0, 1], as it is a share"),
+        ("dropout", 0 <= config.dropout < 1, "in [0, 1), as it is a share"),
+        ("seed", 0 <= config.seed < 2**32 - 1, "in [0, 2^32 - 1), as the shuffle's seed has 32 bits"),
+    )
+    for name, holds, rule in rules:
+        if not holds:
+            raise SystemExit(f"Expected {name} {rule}; got {getattr(config, name)}.")
     if config.parameter_shards > 1 and config.back_end == "pmap":
         raise SystemExit("Expected --back-end mesh with --parameter-shards, as pmap holds whole states.")
     parts = jax.device_count() * config.pieces

@@ -202,6 +202,10 @@ def test_an_unreadable_run_is_not_written_over(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(SystemExit, match=r"config\.json"):
         open_run(Settings(run_dir=str(tmp_path)))
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(SystemExit, match="is a file"):
+        open_run(Settings(run_dir=str(tmp_path / "file")))
+    assert (tmp_path / "file").read_text() == "kept"
     assert (tmp_path / "config.json").read_text() == "{"
 
 

@@ -172,6 +172,16 @@ def test_another_configuration_is_refused_unless_told(trained, tmp_path):
         ({"steps": 0}, "Expected steps >= 1"),
         ({"pieces": 0}, "Expected pieces >= 1"),
         ({"dropped": 2.0}, "Expected dropped in [0, 1]"),
+        ({"dropout": 1.0}, "Expected dropout in [0, 1)"),
+        ({"learning_rate": -1.0}, "Expected learning_rate finite and above 0"),
+        ({"learning_rate": math.nan}, "Expected learning_rate finite"),
+        ({"clip": 0.0}, "Expected clip finite and above 0"),
+        ({"warmup": -1}, "Expected warmup >= 0"),
+        ({"skip_nonfinite": -1}, "Expected skip_nonfinite >= 0"),
+        ({"size": -4}, "Expected size >= 0"),
+        ({"seed": -1}, "Expected seed in [0, 2^32 - 1)"),
+        ({"seed": 2**32 - 1}, "Expected seed in"),
+        ({"heartbeat": 0}, "Expected heartbeat >= 1"),
         ({"widths": (0.5,)}, "Expected 0 < width"),
         ({"ema_decay": 1.0}, "Expected 0 <= ema_decay < 1"),
         ({"size": 9}, "height and width divisible by 2"),
@@ -215,10 +225,10 @@ def test_drawn_files(drawn):
 
 
 def test_the_same_files_from_two_processes_and_after_a_cut(drawn, tmp_path):
-    """One device each in two processes; then one file is missing."""
+    """One device each in two processes; then one file and the scores are missing."""
     directory, args = drawn
     other = tmp_path / "other"
-    command = ["experiments.sample_images", *SMALL, *args, "--run-dir", str(other)]
+    command = ["experiments.sample_images", *SMALL[:-1], "20", *args, "--run-dir", str(other)]
     for _, err, code in in_processes(command[0], other, *SMALL, *args):
         assert code == 0, err
     assert [path.read_bytes() for path in sorted(other.glob("*.npz"))] == [
@@ -229,6 +239,7 @@ def test_the_same_files_from_two_processes_and_after_a_cut(drawn, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in other.glob("*.npz")}
     resumed = experiment(*command)
     assert resumed.returncode == 0, resumed.stderr
+    assert json.loads((other / "scores.json").read_text())["real_images"] == 20  # scored anew, with other real images
     assert (other / "samples-00003.npz").read_bytes() == (directory / "samples-00003.npz").read_bytes()
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
@@ -239,6 +250,12 @@ def test_the_same_files_from_two_processes_and_after_a_cut(drawn, tmp_path):
         ({"width": 0.07}, "Expected parameters in"),
         ({"scale": 2.0}, "guidance needs a model that was trained with classes"),
         ({"steps": 0}, "Expected samples, chunk, steps"),
+        ({"seed": -1}, "Expected seed in"),
+        ({"inception": "nowhere"}, "Expected a file of Inception's weights"),
+        ({}, "Expected parameters in"),
+        ({"scale": math.nan}, "Expected --scale 1|Expected a finite scale"),
+        ({"width": -0.1}, "Expected a finite scale, and 0 < width"),
+        ({"width": math.nan}, "Expected a finite scale, and 0 < width"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(tmp_path, options, words):
@@ -247,7 +264,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path, options, words):
     config = sample_images.Config(trained=str(tmp_path / "trained"), run_dir=str(tmp_path / "drawn"), **options)
     with pytest.raises(SystemExit, match=words):
         sample_images.main(config)
-    assert not list((tmp_path).glob("drawn/*.npz"))
+    assert not (tmp_path / "drawn").exists()
 
 
 @pytest.mark.parametrize("sampler", ["heun", "ddim", "ddpm", "dpm-solver++", "sde"])
