@@ -130,7 +130,8 @@ def check(config: Config) -> None:
     rules = (
         *((name, getattr(config, name) >= 1, ">= 1, as it counts") for name in counts),
         *((name, getattr(config, name) >= 0, ">= 0") for name in ("size", "classes", "warmup", "skip_nonfinite")),
-        *((name, 0 < getattr(config, name) < math.inf, "finite and above 0") for name in ("learning_rate", "clip")),
+        ("learning_rate", 0 < config.learning_rate < math.inf, "finite and above 0"),
+        ("clip", config.clip > 0, "> 0, inf for none"),
         ("dropped", 0 <= config.dropped <= 1, "in [0, 1], as it is a share"),
         ("dropout", 0 <= config.dropout < 1, "in [0, 1), as it is a share"),
         ("seed", 0 <= config.seed < 2**32 - 1, "in [0, 2^32 - 1), as the shuffle's seed has 32 bits"),
