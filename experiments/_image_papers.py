@@ -9,6 +9,8 @@
     edm-class      edm-vp with classes, of which a tenth is dropped, for classifier-free guidance
 
 EDM's augmentation is not here, images are mirrored only, and the average begins by `ema_warmup` in place of its ramp.
+Losses are means over pixels. Score SDE's code sums half of them for NCSN++ cont. (VE), 1,536 times the mean, so there
+its clip of 1 is in force far more often; to Adam the factor itself is nothing.
 """
 
 from dataclasses import replace

@@ -27,6 +27,9 @@ class Logs:
 
         run.forget_after(after)
         self._run = run
+        self._said: dict[int, set[str]] = {}  # what each step's records say
+        for record in run.records():
+            self._said.setdefault(record["step"], set()).update(record)
         self._board = SummaryWriter(str(run.directory / "tensorboard"), purge_step=after + 1)
 
     def __enter__(self) -> "Logs":
@@ -37,8 +40,9 @@ class Logs:
 
     def numbers(self, step: int, values: dict[str, Any]) -> None:
         """One record of numbers, unless an earlier process has made it."""
-        if any(record["step"] == step and record.keys() >= values.keys() for record in self._run.records()):
+        if self._said.get(step, set()) >= values.keys():
             return
+        self._said.setdefault(step, set()).update(values)
         floats = {name: float(value) for name, value in values.items()}
         self._run.log(step=step, **floats)
         for name, value in floats.items():

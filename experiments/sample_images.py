@@ -9,11 +9,12 @@ files are the same, to the bit, for any number of devices and hosts of one kind,
 with the files that are missing. File samples-<j>.npz has "images", uint8 [chunk, height, width, channels], and "labels"
 where there are classes, which take turns. On several hosts start it as `train_images` is; each draws its share.
 
-At the end the first process scores the images against the test images: the Frechet distance of Inception's features
-where --inception names their weights (see `dgm_jax.metrics.load_inception`), and always the sliced Wasserstein distance
-of pixels in [-1, 1], of as many images as half of the test images, beside its floor: the same distance between two
-halves of the real ones. It writes config.json, samples-<j>.npz, samples.png and scores.json to runs/sample_images/.
-Where scores.json is taken away, the same command scores the files anew, with its --inception and --real.
+At the end the first process scores the images against real ones, the run's test images unless --real-split names others
+(papers take the training images: --real-split train --real 50000): the Frechet distance of Inception's features where
+--inception names their weights (see `dgm_jax.metrics.load_inception`), and always the sliced Wasserstein distance of
+pixels in [-1, 1], of as many images as half of the real ones, beside its floor: the same distance between two halves of
+the real ones. It writes config.json, samples-<j>.npz, samples.png and scores.json to runs/sample_images/.
+Where scores.json is taken away, the same command scores the files anew, with its --inception, --real-split and --real.
 """
 
 import math
@@ -56,7 +57,8 @@ class Config:
     scale: float = 1.0  # of classifier-free guidance; 1 is the conditional model
     width: float | None = None  # reconstruct the average of this relative width; None: the run's own average
     inception: str | None = None  # file of Inception's weights
-    real: int = 10_000  # test images, at most, for the scores
+    real_split: str | None = None  # of the images to compare with; None: the run's test split
+    real: int = 10_000  # of them, at most
     seed: int = 0
     data_dir: str | None = None
     coordinator: str | None = None  # host:port of process 0
@@ -68,7 +70,7 @@ class Config:
     smoke: bool = False  # the same code on tiny sizes: a network that knows nothing
 
     NOT_SCIENCE: ClassVar[tuple[str, ...]] = (
-        *("data_dir", "inception", "real"),  # the images are the same
+        *("data_dir", "inception", "real_split", "real"),  # the images are the same
         *("coordinator", "process_id", "num_processes", "heartbeat"),
     )
 
@@ -133,10 +135,14 @@ def trained_model(config: Config) -> tuple[ImageModel, train_images.Config]:
             f"Expected parameters in {parameters_of(config)}, as images are drawn with them (averages: train_images "
             f"--widths); got steps={steps}, widths={settings.widths}."
         )
-    records = image_records(
-        settings.dataset, settings.test_split, size=settings.size, classes=settings.classes, data_dir=config.data_dir
-    )
-    return train_images.model_of(settings, read(records, [0])["image"].shape[1:]), settings
+    shape = read(real_images(config, settings), [0])["image"].shape[1:]
+    return train_images.model_of(settings, shape), settings
+
+
+def real_images(config: Config, settings: train_images.Config) -> Any:
+    """The records to compare with, prepared as the run's own."""
+    split = config.real_split or settings.test_split
+    return image_records(settings.dataset, split, size=settings.size, classes=0, data_dir=config.data_dir)
 
 
 def trained_params(config: Config, settings: train_images.Config, run: Run, model: ImageModel) -> Any:
@@ -190,10 +196,8 @@ def draw_files(config: Config, files: ImageFiles, model: ImageModel, params: Any
 
 
 def score(config: Config, settings: train_images.Config, fake: np.ndarray, features: Any) -> dict[str, Any]:
-    """Distances of drawn images to the test images; the Frechet distance too, where there are Inception's features."""
-    records = image_records(
-        settings.dataset, settings.test_split, size=settings.size, classes=0, data_dir=config.data_dir
-    )
+    """Distances of drawn images to real ones; the Frechet distance too, where there are Inception's features."""
+    records = real_images(config, settings)
     real = read(records, range(min(config.real, len(records))))["image"]
     factor = 255 / (train_images.levels_of(settings.dataset) - 1)
     real = np.rint(real * factor).astype(np.uint8)
@@ -203,14 +207,14 @@ def score(config: Config, settings: train_images.Config, fake: np.ndarray, featu
         return sliced_wasserstein(x, y, key, projections=PROJECTIONS)
 
     n = min(len(fake), len(real) // 2)
-    real_unit, fake_unit = (jnp.asarray(images, jnp.float32) / 127.5 - 1 for images in (real, fake))
+    real_unit, fake_unit = (jnp.asarray(images, jnp.float32) / 127.5 - 1 for images in (real, fake[:n]))
     compared = jax.jit(distance)
     floor = noise_floor(compared, real_unit, key, points=n)
     scores = {
         "images": len(fake),
         "real_images": len(real),
         "compared": n,
-        "sliced_wasserstein": float(compared(real_unit[:n], fake_unit[:n])),
+        "sliced_wasserstein": float(compared(real_unit[:n], fake_unit)),
         "floor": float(floor.mean),
         "floor_std": float(floor.std),
     }

@@ -21,6 +21,7 @@ from dgm_jax.training import load_params, saved_steps
 from experiments import sample_images, train_images
 from experiments._image_evaluation import Evaluation
 from experiments._image_papers import PAPERS
+from experiments._reports import Logs
 from experiments._run import open_run, read_config
 from tests.test_experiments import experiment
 
@@ -267,6 +268,17 @@ def test_what_cannot_be_drawn_is_refused(tmp_path, options, words):
     assert not (tmp_path / "drawn").exists()
 
 
+def test_images_are_compared_with_a_split_of_choice(tmp_path):
+    config, settings = replace(sample_images.SMOKE, run_dir=str(tmp_path / "run")), train_images.SMOKE
+    for split, name in ((None, settings.test_split), ("train", "train"), ("train[:30]", "train[:30]")):
+        real, expected = sample_images.real_images(replace(config, real_split=split), settings), source("digits", name)
+        assert len(real) == len(expected)
+        np.testing.assert_array_equal(real[7]["image"], expected[7]["image"])
+    with pytest.raises(ValueError, match="Expected a split of digits"):
+        sample_images.main(replace(config, real_split="nothing_such"))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("sampler", ["heun", "ddim", "ddpm", "dpm-solver++", "sde"])
 @pytest.mark.parametrize("process", ["ddpm", "vp", "sub-vp", "ve", "edm"])
 def test_no_noise_is_left(process, sampler):
@@ -287,6 +299,22 @@ def test_evaluation_has_no_dropout():
     still = replace(model, network=model.network.clone(dropout=0.0))
     of_still = Evaluation(still, held_out, images=8, coded=8, steps=2, seed=0)
     assert evaluation.numbers(params)["held_out_loss"] == of_still.numbers(params)["held_out_loss"]
+
+
+def test_a_resumed_run_logs_each_number_once(tmp_path):
+    run = open_run(replace(train_images.SMOKE, run_dir=str(tmp_path)))
+    with Logs(run, after=0) as logs:
+        for step in (1, 2, 3):
+            logs.numbers(step, {"loss": step})
+        logs.numbers(2, {"held_out_loss": 5.0})
+    with Logs(run, after=2) as logs:
+        logs.numbers(2, {"held_out_loss": 6.0})
+        logs.numbers(2, {"bits": 7.0})
+        logs.numbers(3, {"loss": 8.0})
+    assert run.records() == [
+        *({"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}, {"step": 2, "held_out_loss": 5.0}),
+        *({"step": 2, "bits": 7.0}, {"step": 3, "loss": 8.0}),
+    ]
 
 
 # configurations -------------------------------------------------------------------------------------------------
